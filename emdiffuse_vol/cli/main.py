@@ -1,0 +1,50 @@
+"""The command `emdvol`. Each command lives in its own file and is imported only when it runs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from emdiffuse_vol import __version__
+from emdiffuse_vol.errors import EmdvolError
+
+# name -> (module, one line for the overview). The command in each module is called ``command``.
+COMMANDS = {
+    "reconstruct": "Make an anisotropic volume isotropic, with its uncertainty.",
+    "convert": "Turn TIFF or OME-Zarr into OME-Zarr.",
+    "info": "Print shape, voxel size, greys and factor of a volume.",
+    "sample": "Write a procedural EM-like volume of any size.",
+    "evaluate": "Score a reconstruction against a truth volume.",
+}
+
+
+class Commands(click.Group):
+    """Lists the commands without importing them; turns our errors into one line and exit status 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"emdiffuse_vol.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EmdvolError as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="emdvol")
+def main() -> None:
+    """Isotropic volume EM with a trustworthy number beside every voxel."""

@@ -1,0 +1,42 @@
+"""Errors a user can cause. Each says what was found, what was expected and what to do, in one line.
+
+    EmdvolError
+    |-- InputError       a volume that cannot be read, or does not mean what it must
+    |-- GeometryError    factor, block, shard, region or voxel size that do not fit each other
+    |-- WeightsError     weights that are missing, damaged, or made for another network
+    |-- OutputError      an output that exists, cannot be written, or belongs to another run
+    |-- ConfigError      a configuration file or option that says nothing we know
+    `-- BlockError       a block whose computation gave something that is not data
+
+The command line prints the message and exits with status 1. Anything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+
+class EmdvolError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+
+class InputError(EmdvolError):
+    pass
+
+
+class GeometryError(EmdvolError):
+    pass
+
+
+class WeightsError(EmdvolError):
+    pass
+
+
+class OutputError(EmdvolError):
+    pass
+
+
+class ConfigError(EmdvolError):
+    pass
+
+
+class BlockError(EmdvolError):
+    pass

@@ -1,0 +1,45 @@
+"""What a volume is, whatever the format behind it.
+
+Convention: axes z y x; voxel size and origin in nanometres, floats; ``origin`` is the centre of voxel (0, 0, 0), as in
+OME-NGFF. ``read`` takes a box inside the volume and returns the stored greys, unscaled, in the stored dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from emdiffuse_vol.geometry.boxes import Box, Triple
+
+Nanometres = tuple[float, float, float]
+DTYPES = ("uint8", "uint16", "int16", "float32")
+
+
+@dataclass(frozen=True)
+class VolumeSpec:
+    """shape in voxels; dtype one of DTYPES; identity: JSON values that change when the data are others (format, shape,
+    dtype, voxel size, digest of the metadata or of file names and sizes), without the path, so data may move."""
+
+    shape: Triple
+    dtype: str
+    voxel_size: Nanometres
+    origin: Nanometres = (0.0, 0.0, 0.0)
+    chunk: Triple | None = None
+    identity: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+class Volume(Protocol):
+    """A 3D grey image. ``url`` and the keyword arguments in ``options`` open it again with ``open_volume``, in
+    another process."""
+
+    url: str
+    options: dict[str, Any]
+
+    @property
+    def spec(self) -> VolumeSpec: ...
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """Greys of a box inside the volume. Raises InputError naming the damaged chunk or file."""
+        ...
