@@ -49,7 +49,7 @@ class Box:
     def __and__(self, other: Box) -> Box:
         """Intersection; where the boxes do not meet, an empty box."""
         return _box(
-            (max(a, c), max(max(a, c), min(b, d)))
+            (max(a, c), max(a, c, min(b, d)))
             for a, b, c, d in zip(self.start, self.stop, other.start, other.stop, strict=True)
         )
 
@@ -60,9 +60,7 @@ class Box:
         )
 
     def __contains__(self, other: Box) -> bool:
-        return all(
-            a <= c and d <= b for a, b, c, d in zip(self.start, self.stop, other.start, other.stop, strict=True)
-        )
+        return all(a <= c and d <= b for a, b, c, d in zip(self.start, self.stop, other.start, other.stop, strict=True))
 
     def slices(self, origin: Triple = (0, 0, 0)) -> tuple[slice, slice, slice]:
         """Index of this box in an array whose first voxel is ``origin``."""

@@ -1,18 +1,18 @@
 """SlabNet: every plane of a slab of the output predicted together, in one evaluation, with a spread.
 
-Convention. The network lives on the *output* grid: axes ``[n, c, z, y, x]``, z the planes at the target spacing.
-Each plane lies between two measured sections at relative position ``t`` in [0, 1); ``gap`` is the distance of two
-sections in lateral pixels, so one checkpoint serves any factor, whole or fractional. Greys are normalised to about
-[-1, 1] by one affine map per volume. The mean is a residual over linear interpolation of the two nearest sections.
+Convention. The network lives on the *output* grid: axes ``[n, c, z, y, x]``, z the planes at the target spacing. Each
+plane lies between two measured sections at relative position ``t`` in [0, 1); ``gap`` is the distance of two sections
+in lateral pixels, so one checkpoint serves any factor, whole or fractional. Greys are normalised to about [-1, 1] by
+one affine map per volume. The mean is a residual over linear interpolation of the two nearest sections.
 
 Two outputs from one trunk. ``mean`` is trained by squared error: the best single guess. ``member`` adds to it a
 residual driven by white noise and trained by a proper scoring rule, so that members scatter as the truth does around
 the mean. Averaging K samples would pay (1 + 1/K) of the noise; a regression output does not.
 
 No seams by construction: no statistics over a tile, no attention. In XY the trunk works at 1/2 and 1/4 resolution, so
-it commutes with shifts by multiples of ``STRIDE`` = 4 pixels in XY and of 1 plane in z, and an output voxel depends on
-nothing farther than ``HALO`` = (6, 32, 32) voxels (tests/models measure both). About 1.3e5 FLOP per voxel for the mean
-and 1e4 for each member; ``emdvol reconstruct --dry-run`` prints the counted number.
+it commutes with shifts by multiples of ``STRIDE`` = 4 pixels in XY and of 1 plane in z, and an output voxel depends
+on nothing farther than ``HALO`` = (6, 32, 32) voxels (tests/models measure both). About 1.3e5 FLOP per voxel for the
+mean and 1e4 for each member; ``emdvol reconstruct --dry-run`` prints the counted number.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def shuffle(x: Tensor) -> Tensor:
 
 
 def _conv(cin: int, cout: int, kernel: tuple[int, int, int], zero: bool = False) -> nn.Conv3d:
-    conv = nn.Conv3d(cin, cout, kernel, padding=tuple(k // 2 for k in kernel))
+    z, y, x = kernel
+    conv = nn.Conv3d(cin, cout, kernel, padding=(z // 2, y // 2, x // 2))
     if zero:
         nn.init.zeros_(conv.weight)
     assert conv.bias is not None
@@ -90,7 +91,8 @@ class Block(nn.Module):
         # embedding: [z, e] -> scale, shift: [1, c, z, 1, 1]
         scale, shift = self.film(embedding).T[None, :, :, None, None].chunk(2, dim=1)
         h = self.first(F.silu(x)) * (1 + scale) + shift
-        return x + self.second(F.silu(h))
+        result: Tensor = x + self.second(F.silu(h))
+        return result
 
 
 class SlabNet(nn.Module):

@@ -1,9 +1,9 @@
 """The training loop of SlabNet.
 
-Convention: a run is a folder with ``checkpoint.pt`` (tensors and plain numbers only) and ``log.jsonl``. Running the same
-command again continues from the checkpoint. Every step draws from a generator keyed by (seed, step), so a resumed run
-sees the crops an unbroken one would have seen. The learning rate warms up, stays, and falls linearly over the last
-``decay`` of the steps; the spread is trained from ``members_from`` of the steps on.
+Convention: a run is a folder with ``checkpoint.pt`` (tensors and plain numbers only) and ``log.jsonl``. Running the
+same command again continues from the checkpoint. Every step draws from a generator keyed by (seed, step), so a
+resumed run sees the crops an unbroken one would have seen. The learning rate warms up, stays, and falls linearly over
+the last ``decay`` of the steps; the spread is trained from ``members_from`` of the steps on.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from emdiffuse_vol.diffusion.losses import multiscale_crps, squared_error_ratio
 from emdiffuse_vol.models.slab import SlabNet, slab_features
 from emdiffuse_vol.training.crops import Crop, FloatArray, random_crop
+from emdiffuse_vol.training.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,17 @@ def learning_rate(step: int, settings: FitSettings) -> float:
     return settings.learning_rate * min(rise, 1.0, max(fall, 0.0))
 
 
+def make_optimizers(net: SlabNet, settings: FitSettings) -> list[torch.optim.Optimizer]:
+    """Muon for the convolutions inside the network, AdamW for all else."""
+    inner = [p for name, p in net.named_parameters() if p.ndim == 5 and "out" not in name]
+    chosen = {id(p) for p in inner}
+    rest = [p for p in net.parameters() if id(p) not in chosen]
+    return [
+        Muon(inner, settings.learning_rate, weight_decay=settings.weight_decay),
+        torch.optim.AdamW(rest, settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)),
+    ]
+
+
 def batch_tensors(crops: Sequence[Crop]) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
     """-> features [n, 5, z, y, x], truth [n, 1, z, y, x], t [z], hidden [z], gap."""
     sections = torch.from_numpy(np.stack([crop.sections for crop in crops]))
@@ -76,9 +88,7 @@ def training_loss(
         shape = (len(crops), 2, *truth.shape[2:])
         # The mean is left alone by this part: it has its own, better, objective.
         base = guess.detach()
-        members = [
-            base + net.spread(gates, torch.randn(shape, generator=generator))[:, :, hidden] for _ in range(2)
-        ]
+        members = [base + net.spread(gates, torch.randn(shape, generator=generator))[:, :, hidden] for _ in range(2)]
         scale = (linear[:, :, hidden] - target).abs().mean() + 1e-3
         crps = multiscale_crps(members[0], members[1], target) / scale
         loss = loss + members_weight * crps
@@ -96,14 +106,13 @@ def fit(
     """Train ``net`` on ``volumes`` ([z, y, x], normalised), resuming from ``folder`` where a checkpoint is there."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "checkpoint.pt"
-    optimizer = torch.optim.AdamW(
-        net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
-    )
+    optimizers = make_optimizers(net, settings)
     step = 0
     if path.exists():
         state = torch.load(path, weights_only=True)
         net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         step = int(state["step"])
     started = time.perf_counter()
     while step < settings.steps:
@@ -113,15 +122,17 @@ def fit(
         crops = [random_crop(rng, volume, factor, settings.planes, settings.patch) for _ in range(settings.batch)]
         stochastic = step >= settings.members_from * settings.steps
         generator = torch.Generator().manual_seed(int(rng.integers(2**62))) if stochastic else None
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings)
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, settings)
+        net.zero_grad(set_to_none=True)
         loss, parts = training_loss(net, crops, generator, settings.members_weight)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = float(torch.nn.utils.clip_grad_norm_(net.parameters(), settings.clip))
         if not math.isfinite(norm):
             raise FloatingPointError(f"gradient is not finite at step {step}")
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         row = {"step": step, "factor": factor, "norm": norm, "seconds": time.perf_counter() - started, **parts}
         with (folder / "log.jsonl").open("a") as log:
@@ -130,7 +141,7 @@ def fit(
         if step % settings.checkpoint_every == 0 or step == settings.steps:
             state = {
                 "net": net.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "step": step,
                 "settings": asdict(settings),
             }

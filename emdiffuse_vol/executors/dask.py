@@ -1,0 +1,65 @@
+"""Tasks on a dask cluster of processes on this machine.
+
+One future per task, a few in flight for each worker: the scheduler never holds more than the window. Each worker
+process runs one network at a time and has two threads more, so that reading and writing overlap it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from emdiffuse_vol.executors import Task
+from emdiffuse_vol.executors.local import AHEAD
+
+
+class DaskExecutor:
+    def __init__(self, workers: int) -> None:
+        import dask
+        from distributed import Client, LocalCluster
+
+        self.workers = workers
+        self.threads = max(1, (os.cpu_count() or 1) // workers)
+        # Blocks hold large arrays by design; the plan has checked that they fit, so workers are not paused for it.
+        limits = {f"distributed.worker.memory.{key}": False for key in ("target", "spill", "pause", "terminate")}
+        with dask.config.set(limits):
+            self.cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1 + AHEAD,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.ERROR,
+                memory_limit=0,
+            )
+        self.client = Client(self.cluster)
+
+    @property
+    def dashboard(self) -> str:
+        return str(self.cluster.dashboard_link)
+
+    def run(self, task: Task, numbers: Iterable[int]) -> Iterator[Any]:
+        from distributed import as_completed
+
+        rest = iter(numbers)
+        shared = self.client.scatter(task, broadcast=True, hash=False)
+
+        def submit(count: int) -> list[Any]:
+            return [self.client.submit(_call, shared, n, pure=False) for n in islice(rest, count)]
+
+        futures = as_completed(submit(self.workers * (1 + AHEAD)))
+        for future in futures:
+            result = future.result()
+            future.release()
+            for new in submit(1):
+                futures.add(new)
+            yield result
+
+    def close(self) -> None:
+        self.client.close()
+        self.cluster.close()
+
+
+def _call(task: Task, number: int) -> Any:
+    return task(number)

@@ -1,0 +1,176 @@
+"""Weights files: a network and everything needed to build it and to know what it is good for.
+
+Convention. A weights file is a ``.safetensors`` whose header names its ``architecture``, a key of ``MODELS``, and
+holds as JSON: ``config`` (arguments of that entry), ``modes`` (list of the modes it serves) and facts about the
+weights, among them ``name``, ``factors`` ([least, greatest] z-factor; absent: not known), ``greys`` ("percentiles" or
+"dtype", how input is normalised), ``calibration`` (factor -> scale of the spread) and ``training``. Files published
+with the paper, ``*_Network.pth`` and ``*_Network_ema.pth``, are read as they are. Nothing is unpickled but tensors,
+and a file is refused unless it holds exactly the parameters of the network, each with its own name and shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from emdiffuse_vol.errors import WeightsError
+from emdiffuse_vol.models.slab import SlabNet
+from emdiffuse_vol.models.unet import UNet
+
+EMBEDDED = "vemdiffuse-slab"
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "slab": SlabNet,
+    "unet-vem": partial(UNet, in_channels=3, slices=True),
+    "unet-2d": partial(UNet, in_channels=2, slices=False),
+}
+
+# What published files say about themselves is the shape of their first convolution; the factor R is not in the file.
+PUBLISHED_INPUT = "input_blocks.0.0.weight"
+PUBLISHED = {
+    3: ("unet-vem", ["vEMDiffuse-i", "vEMDiffuse-a"]),
+    2: ("unet-2d", ["EMDiffuse-n", "EMDiffuse-r"]),
+}
+# The training schedule, stored beside the parameters of `_Network.pth`; ours is `schedules.published_train`.
+PUBLISHED_BUFFERS = {
+    "gammas",
+    "sqrt_recip_gammas",
+    "sqrt_recipm1_gammas",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network ready for inference: float32, on the CPU, in eval mode, asking for no gradients."""
+
+    name: str
+    path: Path
+    sha256: str  # of the file's bytes
+    architecture: str
+    config: dict[str, Any]
+    metadata: dict[str, Any]  # the header, decoded, without architecture and config
+    net: nn.Module
+
+    def check(self, mode: str, factor: float) -> None:
+        """Refuse a mode or a z-factor these weights were not made for."""
+        modes = self.metadata["modes"]
+        if mode not in modes:
+            raise WeightsError(f"weights {self.name} serve {', '.join(modes)}, not {mode}; choose other weights")
+        least, greatest = self.metadata.get("factors", (factor, factor))
+        if not least <= factor <= greatest:
+            raise WeightsError(
+                f"weights {self.name} serve factors {least:g} to {greatest:g}, not {factor:g}; choose other weights"
+            )
+
+
+def save_weights(
+    path: Path, net: nn.Module, *, architecture: str, config: dict[str, Any], modes: list[str], **metadata: Any
+) -> None:
+    """Write a weights file; ``metadata`` is anything JSON can say."""
+    facts = {"config": config, "modes": modes, **metadata}
+    header = {"architecture": architecture} | {key: json.dumps(value) for key, value in facts.items()}
+    save_file({key: value.contiguous() for key, value in net.state_dict().items()}, path, header)
+
+
+def embedded() -> dict[str, Path]:
+    """Weights that come with the package, by name."""
+    folder = Path(str(resources.files("emdiffuse_vol.models") / "weights"))
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def load_weights(name_or_path: str = EMBEDDED) -> Weights:
+    """Embedded weights by name, or a ``.safetensors`` or published ``.pth`` file by path. Raises WeightsError."""
+    path = embedded().get(name_or_path, Path(name_or_path))
+    if not path.is_file():
+        raise WeightsError(
+            f"no weights {name_or_path}; give a file, or a name among: {', '.join(embedded()) or 'none'}"
+        )
+    if path.suffix == ".safetensors":
+        architecture, facts, state = _read_ours(path)
+    elif path.suffix == ".pth":
+        architecture, facts, state = _read_published(path)
+    else:
+        raise WeightsError(f"weights {path} are neither .safetensors nor a published .pth")
+    config = facts.pop("config")
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    net = _build(path, architecture, config, state)
+    return Weights(facts.get("name", path.stem), path, sha256, architecture, config, facts, net)
+
+
+def _read_ours(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+        state = load_file(path)
+    except SafetensorError as error:
+        raise WeightsError(f"weights {path} are damaged or no safetensors file: {error}") from error
+    architecture = header.pop("architecture", None)
+    if architecture is None or not {"config", "modes"} <= header.keys():
+        raise WeightsError(f"weights {path} lack architecture, config or modes in their header; write by save_weights")
+    try:
+        return architecture, {key: json.loads(value) for key, value in header.items()}, state
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"weights {path} have a header that is not JSON: {error}") from error
+
+
+def _read_published(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
+        raise WeightsError(f"weights {path} hold something else than tensors, or are damaged: {reason}") from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"weights {path} are no state dict; expected *_Network.pth or *_Network_ema.pth")
+    state = {key.removeprefix("denoise_fn."): value for key, value in content.items() if key not in PUBLISHED_BUFFERS}
+    channels = state[PUBLISHED_INPUT].shape[1] if PUBLISHED_INPUT in state else None
+    if channels not in PUBLISHED:
+        raise WeightsError(f"weights {path} are not of EMDiffuse: no {PUBLISHED_INPUT} of 2 or 3 input channels")
+    architecture, modes = PUBLISHED[channels]
+    return architecture, {"config": {}, "modes": modes, "greys": "dtype"}, state
+
+
+def _build(path: Path, architecture: str, config: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
+    if architecture not in MODELS:
+        raise WeightsError(f"weights {path} are of architecture {architecture}; known: {', '.join(MODELS)}")
+    try:
+        with torch.device("meta"):  # no initialisation, so no draw from the global generator
+            net = MODELS[architecture](**config)
+    except TypeError as error:
+        raise WeightsError(f"weights {path} have a config that {architecture} does not take: {error}") from error
+    misfits = _misfits({key: value.shape for key, value in net.state_dict().items()}, state)
+    if misfits:
+        raise WeightsError(f"weights {path} do not fit architecture {architecture}: {', '.join(misfits)}")
+    net.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    return net.eval().requires_grad_(False)
+
+
+def _misfits(expected: dict[str, torch.Size], state: dict[str, Tensor]) -> list[str]:
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    reshaped = [key for key in expected if key in state and state[key].shape != expected[key]]
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} keys missing (first: {missing[0]})")
+    if unexpected:
+        parts.append(f"{len(unexpected)} unexpected (first: {unexpected[0]})")
+    if reshaped:
+        key = reshaped[0]
+        shapes = f"found {tuple(state[key].shape)}, expected {tuple(expected[key])}"
+        parts.append(f"{len(reshaped)} of another shape (first: {key}: {shapes})")
+    return parts

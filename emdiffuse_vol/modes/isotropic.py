@@ -1,0 +1,81 @@
+"""vEMDiffuse: planes at the target spacing between the sections of an anisotropic stack.
+
+Convention: the output grid is the input's in y and x; along z it is an :class:`AxialGrid`. A plane is computed from
+the two sections on either side of it, ``CONTEXT`` = (1, 2): one below the section at or below the plane, two above
+it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from emdiffuse_vol.errors import GeometryError
+from emdiffuse_vol.geometry.axial import AxialGrid, exact_ratio
+from emdiffuse_vol.geometry.boxes import Box, Triple
+
+CONTEXT = (1, 2)
+
+
+@dataclass(frozen=True)
+class Isotropic:
+    """What the mode means for one volume. ``gap`` is the distance of two sections in lateral pixels."""
+
+    input_shape: Triple
+    axial: AxialGrid
+    gap: float
+
+    @property
+    def output_shape(self) -> Triple:
+        return (self.axial.planes, *self.input_shape[1:])
+
+    def read_box(self, box: Box) -> Box:
+        """Input voxels that the output voxels of ``box`` depend on, by position along z. May reach outside."""
+        index, _ = self.axial.locate(np.array([box.start[0], box.stop[0] - 1]))
+        below, above = CONTEXT
+        return Box(
+            (int(index[0]) - below, *box.start[1:]),
+            (int(index[1]) + above + 1, *box.stop[1:]),
+        )
+
+    def region(self, roi: Box | None) -> Box:
+        """Output voxels between the sections, and under the pixels, of an input region."""
+        if roi is None:
+            return Box.of(self.output_shape)
+        if roi.empty or roi not in Box.of(self.input_shape):
+            z, y, x = self.input_shape
+            raise GeometryError(f"--roi {roi} is not inside the input, which is 0:{z},0:{y},0:{x}")
+        start, stop = self.axial.planes_between(roi.start[0], roi.stop[0] - 1)
+        return Box((start, *roi.start[1:]), (stop, *roi.stop[1:]))
+
+
+def isotropic_mode(
+    shape: Triple,
+    voxel_size: tuple[float, float, float],
+    factor: Fraction | None = None,
+    target: float | None = None,
+) -> Isotropic:
+    """Choose the factor: given, or from a target spacing in nm, or the whole number that makes z nearest to XY.
+
+    Raises GeometryError where z is finer than XY, where one section is no stack, or where a factor makes no planes.
+    """
+    z, y, x = voxel_size
+    lateral = (y + x) / 2
+    if z <= lateral:
+        raise GeometryError(
+            f"sections are {z:g} nm apart and pixels {lateral:g} nm wide: z is already as fine as XY; check the voxel "
+            f"size, or give the true one with --voxel-size"
+        )
+    if factor is not None and target is not None:
+        raise GeometryError("--factor and --target-voxel-size both set the spacing; give one of them")
+    if target is not None:
+        if not 0 < target < z:
+            raise GeometryError(
+                f"--target-voxel-size {target:g} nm must lie between 0 and the section spacing, {z:g} nm"
+            )
+        factor = exact_ratio(z, target)
+    if factor is None:
+        factor = Fraction(max(2, round(z / lateral)))
+    return Isotropic(shape, AxialGrid(shape[0], factor), z / lateral)

@@ -1,0 +1,125 @@
+"""What a run is: the request a user makes, and the job it becomes once everything is known.
+
+Convention: a ``Request`` holds what was asked for, with None for "choose"; a ``Job`` holds what was decided, is plain
+enough to be written as JSON and sent to other processes, and decides every output voxel. Its ``fingerprint`` names
+the parts that do; executor and number of workers are not among them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+from emdiffuse_vol import __version__
+from emdiffuse_vol.geometry.axial import AxialGrid
+from emdiffuse_vol.geometry.boxes import Box, Triple
+from emdiffuse_vol.geometry.tiles import Tiling
+from emdiffuse_vol.modes import Isotropic
+from emdiffuse_vol.reconstruct.greys import GreyMap
+from emdiffuse_vol.reconstruct.plan import Plan, plan_blocks
+
+
+@dataclass(frozen=True)
+class Request:
+    """Keys of the JSON configuration; each is a flag of ``emdvol reconstruct``. Sizes are z, y, x."""
+
+    # Unknown keys in a configuration file are refused (read by pydantic in ``config``).
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    input: str
+    out: str
+    mode: str = "vEMDiffuse-a"
+    weights: str = "vemdiffuse-slab"
+    factor: str | None = None
+    target_voxel_size: float | None = None
+    voxel_size: tuple[float, float, float] | None = None
+    level: int = 0
+    roi: str | None = None
+    members: int = 4
+    seed: int = 0
+    sampler: str = "ancestral"
+    steps: int = 200
+    tile: int = 256
+    block: Triple | None = None
+    shard: Triple | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    executor: str = "local"
+    workers: int = 1
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    input: str
+    input_options: dict[str, Any]
+    input_identity: dict[str, Any]
+    input_shape: Triple
+    out: str
+    mode: str
+    weights: str
+    weights_sha256: str
+    factor: str
+    gap: float
+    region: tuple[Triple, Triple]
+    members: int
+    seed: int
+    sampler: str
+    steps: int
+    tile: int
+    greys: tuple[float, float]
+    scale: float
+    tiling: tuple[Triple, Triple, bool]
+    block: Triple
+    shard: Triple
+    device: str
+    precision: str
+    version: str = __version__
+
+    @property
+    def plan(self) -> Plan:
+        mode = Isotropic(self.input_shape, AxialGrid(self.input_shape[0], Fraction(self.factor)), self.gap)
+        return plan_blocks(mode, Box(*self.region), Tiling(*self.tiling), self.block, self.shard)
+
+    @property
+    def grey_map(self) -> GreyMap:
+        return GreyMap(*self.greys)
+
+    @property
+    def key(self) -> str:
+        """The whole job as text: equal for equal jobs."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The parts that decide the output, each with its value; paths may differ, the data behind them may not."""
+        parts = asdict(self)
+        for name in ("input", "input_options", "input_shape", "out", "weights", "gap"):
+            del parts[name]
+        plain: dict[str, Any] = _plain(parts)
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    """As it will come back from JSON."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value
+
+
+def differences(found: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """One phrase for each part in which two fingerprints differ."""
+    names = sorted(found.keys() | asked.keys())
+    return [
+        f"{n} is {_short(found.get(n))} there, {_short(asked.get(n))} here"
+        for n in names
+        if found.get(n) != asked.get(n)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

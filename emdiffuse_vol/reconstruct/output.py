@@ -1,0 +1,187 @@
+"""The output of a run: an OME-Zarr image that knows what made it, its ledger, and a log of events.
+
+Convention: ``OUT.zarr`` appears at once and whole (built beside itself, then renamed), with every array empty. Its
+group attributes hold under ``ome`` what viewers need and under ``emdvol``: ``fingerprint`` (what decides the voxels),
+``provenance`` (where they come from), ``geometry``, ``uncertainty`` and ``sealed``. ``events.jsonl`` is a line for
+every start and end. An output of another fingerprint is refused, never mixed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emdiffuse_vol import __version__
+from emdiffuse_vol.errors import OutputError
+from emdiffuse_vol.geometry.boxes import Triple, grid_shape
+from emdiffuse_vol.reconstruct.greys import Codes
+from emdiffuse_vol.reconstruct.job import differences
+from emdiffuse_vol.reconstruct.ledger import Ledger
+from emdiffuse_vol.stores.metadata import read_attributes, write_attributes
+from emdiffuse_vol.stores.ome_zarr import create_image, pyramid_shapes
+
+if TYPE_CHECKING:
+    from emdiffuse_vol.reconstruct.run import Prepared
+
+
+class Output:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Under ``emdvol``; empty where there is no output, or somebody else's."""
+        found: dict[str, Any] = read_attributes(self.path).get("emdvol", {})
+        return found
+
+    @property
+    def sealed(self) -> bool:
+        return bool(self.attributes.get("sealed"))
+
+    def level_shapes(self) -> list[Triple]:
+        return pyramid_shapes(tuple(self.attributes["geometry"]["shape"]))
+
+    def open_or_create(self, prepared: Prepared, overwrite: bool) -> None:
+        """Continue an output of the same fingerprint, or create one. Raises OutputError for any other that exists."""
+        if self.path.exists():
+            found = self.attributes.get("fingerprint")
+            if found is not None and not overwrite:
+                unlike = differences(found, prepared.job.fingerprint())
+                if unlike:
+                    raise OutputError(
+                        f"{self.path} belongs to another run: {'; '.join(unlike)}; "
+                        f"use the same settings to continue it, another --out, or --overwrite to replace it"
+                    )
+                return
+            if found is None:
+                raise OutputError(
+                    f"{self.path} exists and is not an output of emdvol reconstruct; choose another --out"
+                )
+        self._create(prepared)
+
+    def _create(self, prepared: Prepared) -> None:
+        from emdiffuse_vol.reconstruct.run import check_resources
+
+        check_resources(prepared)
+        fresh = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
+        try:
+            fresh.parent.mkdir(parents=True, exist_ok=True)
+            self._fill(fresh, prepared)
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            fresh.rename(self.path)
+        except OSError as error:
+            raise OutputError(f"cannot create {self.path}: {error.strerror or error}; choose another --out") from error
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    def _fill(self, path: Path, prepared: Prepared) -> None:
+        plan = prepared.plan
+        shapes = pyramid_shapes(plan.region.shape)
+        create_image(
+            str(path),
+            shape=plan.region.shape,
+            dtype=prepared.volume.spec.dtype,
+            voxel_size=prepared.voxel_size,
+            origin=prepared.origin,
+            axes="czyx",
+            chunk=plan.chunk,
+            shard=plan.shard,
+            levels=len(shapes),
+            name=self.path.name.removesuffix(".zarr"),
+            omero=display(prepared),
+            attributes={"emdvol": describe(prepared)},
+        )
+        Ledger.create(path, "", plan.grid)
+        for level, shape in enumerate(shapes[1:], start=1):
+            Ledger.create(path, f"level{level}", grid_shape(shape, plan.shard))
+
+    def log(self, event: str, **facts: Any) -> None:
+        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts})
+        with (self.path / "events.jsonl").open("a") as log:
+            log.write(line + "\n")
+
+    def seal(self) -> None:
+        attributes = read_attributes(self.path)
+        attributes["emdvol"]["sealed"] = True
+        write_attributes(self.path, attributes)
+        self.log("sealed")
+
+
+def describe(prepared: Prepared) -> dict[str, Any]:
+    """What the output says of itself, completely enough to make it again."""
+    import numpy
+    import tensorstore
+    import torch
+
+    from emdiffuse_vol.reconstruct.run import calibration
+
+    job, plan, weights = prepared.job, prepared.plan, prepared.weights
+    codes = Codes(prepared.volume.spec.dtype)
+    return {
+        "sealed": False,
+        "fingerprint": job.fingerprint(),
+        "provenance": {
+            "software": {
+                "emdiffuse_vol": __version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "tensorstore": getattr(tensorstore, "__version__", "unknown"),
+                "numpy": numpy.__version__,
+            },
+            "input": job.input,
+            "input_options": job.input_options,
+            "weights": {"name": weights.name, "sha256": weights.sha256, "training": weights.metadata.get("training")},
+        },
+        "geometry": {
+            "shape": plan.region.shape,
+            "factor": job.factor,
+            "first_plane": plan.region.start[0],
+            "input_sections": job.input_shape[0],
+            "block": plan.block,
+        },
+        "greys": {"low": job.greys[0], "high": job.greys[1]},
+        "uncertainty": {
+            "channel": 1,
+            "step": codes.step,
+            "largest": codes.largest,
+            "meaning": "one standard deviation in greys = code * step; 0 on measured sections",
+            "scale": job.scale,
+            "interval": "mean +- 1.645 * uncertainty is meant to hold the truth in 90 % of voxels",
+            "measured_coverage": calibration(weights, "coverage", job.gap),
+        },
+    }
+
+
+def display(prepared: Prepared) -> dict[str, Any]:
+    """How viewers show the two channels: mean in grey between the measured percentiles, uncertainty in orange."""
+    job = prepared.job
+    codes = Codes(prepared.volume.spec.dtype)
+    width = (job.greys[1] - job.greys[0]) / 4 / codes.step
+    most = codes.largest / codes.step if codes.largest is not None else job.greys[1]
+    floor = min(0.0, job.greys[0])
+
+    def channel(label: str, color: str, start: float, end: float) -> dict[str, Any]:
+        window = {"min": floor, "max": max(most, end), "start": start, "end": end}
+        return {
+            "label": label,
+            "color": color,
+            "active": True,
+            "coefficient": 1,
+            "family": "linear",
+            "inverted": False,
+            "window": window,
+        }
+
+    return {
+        "channels": [
+            channel("mean", "FFFFFF", *job.greys),
+            channel("uncertainty", "FF8000", 0, min(width, most)),
+        ],
+        "rdefs": {"defaultT": 0, "defaultZ": prepared.plan.region.shape[0] // 2, "model": "color"},
+    }

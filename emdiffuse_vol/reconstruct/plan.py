@@ -1,0 +1,125 @@
+"""Which blocks a run consists of, and what each needs. Lazy: a block is computed from its number.
+
+Convention: all boxes are in voxels of the whole output (or, for ``read``, of the whole input), also when only a
+region is made; ``region.start`` is where the stored array begins. A block has three boxes:
+
+    write     what it owns: whole shards of the stored array, cut at the region's end; they partition the region
+    predict   the tiles that contribute to it, halos included
+    read      the input those tiles depend on; what lies outside the volume is mirrored
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from itertools import islice
+from math import prod
+
+from emdiffuse_vol.errors import GeometryError
+from emdiffuse_vol.geometry.boxes import Box, Triple, ceil_div, cell_box, grid_shape
+from emdiffuse_vol.geometry.tiles import Tiling
+from emdiffuse_vol.modes.isotropic import Isotropic
+
+CHUNK: Triple = (64, 64, 64)
+SMALLEST_SHARD: Triple = (64, 256, 256)
+MOST_SHARDS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Block:
+    index: int
+    write: Box
+    predict: Box
+    read: Box
+
+
+@dataclass(frozen=True)
+class Plan:
+    mode: Isotropic
+    region: Box
+    tiling: Tiling
+    block: Triple
+    shard: Triple
+    chunk: Triple
+
+    @cached_property
+    def grid(self) -> Triple:
+        """Blocks along each axis."""
+        return grid_shape(self.region.shape, self.block)
+
+    @property
+    def offset(self) -> Triple:
+        """Shift from output voxels to indices of the stored array."""
+        z, y, x = self.region.start
+        return -z, -y, -x
+
+    def __len__(self) -> int:
+        return prod(self.grid)
+
+    def __getitem__(self, index: int) -> Block:
+        write = self.write_box(index)
+        predict = reduce(Box.__or__, (self.tiling.input_box(tile) for tile in self.tiling.tiles_for(write)))
+        return Block(index, write, predict, self.mode.read_box(predict))
+
+    def write_box(self, index: int) -> Box:
+        _, height, width = self.grid
+        cell = cell_box((index // (height * width), index // width % height, index % width), self.block)
+        return cell.shift(self.region.start) & self.region
+
+    def layers(self, write: Box) -> Iterator[tuple[Box, list[Triple]]]:
+        """The tiles of a block, by layers of one tile's height, each with the part of ``write`` it completes."""
+        by_layer: dict[int, list[Triple]] = {}
+        for tile in self.tiling.tiles_for(write):
+            by_layer.setdefault(tile[0], []).append(tile)
+        height = self.tiling.core[0]
+        for k, tiles in by_layer.items():
+            layer = Box((k * height, *write.start[1:]), ((k + 1) * height, *write.stop[1:]))
+            yield layer & write, tiles
+
+    def computed_voxels(self, index: int) -> int:
+        """Voxels the network computes for a block, halos and padding included."""
+        return prod(self.tiling.shape) * sum(1 for _ in self.tiling.tiles_for(self.write_box(index)))
+
+    def overlap(self, most: int = 512) -> float:
+        """Computed voxels per written voxel, over all blocks or ``most`` evenly spread ones."""
+        step = ceil_div(len(self), most)
+        sample = list(islice(range(0, len(self), step), most))
+        return sum(map(self.computed_voxels, sample)) / sum(self.write_box(i).size for i in sample)
+
+
+def default_shard(shape: Triple) -> Triple:
+    """About 8 MB, doubled until there are at most a million shards; no larger than a small volume needs."""
+    z, y, x = SMALLEST_SHARD
+    while prod(grid_shape(shape, (z, y, x))) > MOST_SHARDS:
+        z, y, x = 2 * z, 2 * y, 2 * x
+    needed = tuple(ceil_div(n, c) * c for n, c in zip(shape, CHUNK, strict=True))
+    return min(z, needed[0]), min(y, needed[1]), min(x, needed[2])
+
+
+def plan_blocks(
+    mode: Isotropic, region: Box, tiling: Tiling, block: Triple | None = None, shard: Triple | None = None
+) -> Plan:
+    """Raises GeometryError where shards are not whole chunks, or blocks not whole shards."""
+    shard = shard or default_shard(region.shape)
+    if any(s < 1 or s % c for s, c in zip(shard, CHUNK, strict=True)):
+        raise GeometryError(
+            f"shard {_text(shard)} is not a multiple of the chunk {_text(CHUNK)}; "
+            f"use --shard {_text(_round_up(shard, CHUNK))}"
+        )
+    block = block or shard
+    if any(b < 1 or b % s for b, s in zip(block, shard, strict=True)):
+        raise GeometryError(
+            f"block {_text(block)} is not a multiple of the shard {_text(shard)}; "
+            f"use --block {_text(_round_up(block, shard))}"
+        )
+    return Plan(mode, region, tiling, block, shard, CHUNK)
+
+
+def _round_up(size: Triple, cell: Triple) -> Triple:
+    z, y, x = (max(1, ceil_div(s, c)) * c for s, c in zip(size, cell, strict=True))
+    return z, y, x
+
+
+def _text(size: Triple) -> str:
+    return ",".join(map(str, size))

@@ -1,0 +1,275 @@
+"""A run, from what was asked to a sealed output.
+
+    prepare      request -> prepared run: volume, mode, weights, plan, job. Everything that can fail, fails here
+    reconstruct  open or continue the output, run the blocks, build the pyramid, seal
+
+Running the same request again continues it. Nothing is written before ``prepare`` and the checks have passed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emdiffuse_vol.errors import ConfigError, OutputError
+from emdiffuse_vol.executors import EXECUTORS, Executor, make_executor
+from emdiffuse_vol.executors.local import AHEAD
+from emdiffuse_vol.geometry.axial import parse_factor
+from emdiffuse_vol.geometry.boxes import Box
+from emdiffuse_vol.models.checkpoints import Weights, load_weights
+from emdiffuse_vol.models.slab import SlabNet
+from emdiffuse_vol.modes import check_mode, isotropic_mode
+from emdiffuse_vol.reconstruct.greys import Codes, dtype_greys, measure_greys
+from emdiffuse_vol.reconstruct.job import Job, Request
+from emdiffuse_vol.reconstruct.ledger import Ledger, Receipt
+from emdiffuse_vol.reconstruct.output import Output
+from emdiffuse_vol.reconstruct.plan import Plan, plan_blocks
+from emdiffuse_vol.reconstruct.predict import Predictor, choose_device
+from emdiffuse_vol.reconstruct.pyramid import LevelTask
+from emdiffuse_vol.reconstruct.worker import BlockTask, Sampling, build_predictor
+from emdiffuse_vol.stores.opening import open_volume
+from emdiffuse_vol.stores.volume import Volume
+
+BASE_BYTES = 420e6  # python, torch and the stores, before any block
+
+
+@dataclass(frozen=True)
+class Prepared:
+    request: Request
+    volume: Volume
+    weights: Weights
+    predictor: Predictor
+    plan: Plan
+    job: Job
+
+    @property
+    def voxel_size(self) -> tuple[float, float, float]:
+        z, y, x = self.volume.spec.voxel_size
+        return z / float(self.plan.mode.axial.factor), y, x
+
+    @property
+    def origin(self) -> tuple[float, float, float]:
+        """Centre of the first stored voxel, in nm."""
+        z, y, x = (
+            o + i * s for o, i, s in zip(self.volume.spec.origin, self.plan.region.start, self.voxel_size, strict=True)
+        )
+        return z, y, x
+
+    @property
+    def disk_bytes(self) -> int:
+        """Uncompressed size of the output, pyramid included: the most it can need."""
+        return int(2 * self.plan.region.size * self.itemsize * 8 / 7)
+
+    @property
+    def itemsize(self) -> int:
+        return {"uint8": 1, "float32": 4}.get(self.volume.spec.dtype, 2)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Peak memory of one process with ``workers`` networks: it depends on tile and block, not on the volume."""
+        block = self.plan[0]
+        layer = min(self.plan.tiling.core[0], block.write.shape[0]) * block.write.shape[1] * block.write.shape[2]
+        # Sums of the mean and the members, and as much again while the spread is taken.
+        layers = 4 * layer * (2 * self.request.members + 5)
+        held = self.itemsize * (block.read.size + 2 * block.write.size)
+        workers = self.request.workers
+        return int(BASE_BYTES + workers * (self.predictor.memory() + layers) + (workers + AHEAD) * held)
+
+    def summary(self) -> dict[str, Any]:
+        """The plan, as JSON values."""
+        plan, spec = self.plan, self.volume.spec
+        tile_voxels = 1
+        for n in plan.tiling.shape:
+            tile_voxels *= n
+        flops = self.predictor.flops() / tile_voxels
+        overlap = plan.overlap()
+        return {
+            "input": {"shape": spec.shape, "voxel_size": spec.voxel_size, "dtype": spec.dtype},
+            "output": {"shape": plan.region.shape, "voxel_size": self.voxel_size, "dtype": spec.dtype},
+            "factor": str(plan.mode.axial.factor),
+            "gap_pixels": plan.mode.gap,
+            "mode": self.request.mode,
+            "weights": self.weights.name,
+            "members": self.request.members,
+            "blocks": len(plan),
+            "block": plan.block,
+            "shard": plan.shard,
+            "tiles_per_block": sum(1 for _ in plan.tiling.tiles_for(plan[0].write)),
+            "tile": plan.tiling.shape,
+            "overlap_work": overlap - 1,
+            "evaluations": self.predictor.evaluations,
+            "flop_per_voxel_network": flops,
+            "flop_per_voxel": flops * overlap,
+            "memory_bytes": self.memory_bytes,
+            "disk_bytes": self.disk_bytes,
+            "device": self.job.device,
+            "precision": self.job.precision,
+        }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told after every block. stage: "blocks" or "level 1", ...; voxels: of the output, done so far by this command."""
+
+    stage: str
+    done: int
+    total: int
+    voxels: int
+    receipt: Receipt | None = None
+
+
+Notify = Callable[[Progress], None]
+
+
+def prepare(request: Request) -> Prepared:
+    """Everything about a run that can be known before it starts. Raises one of our errors; writes nothing."""
+    return prepare_volume(request, open_volume(request.input, voxel_size=request.voxel_size, level=request.level))
+
+
+def prepare_volume(request: Request, volume: Volume) -> Prepared:
+    """The same for a volume that is open already."""
+    check_mode(request.mode)
+    if request.members < 2:
+        raise ConfigError(f"members is {request.members}; a spread needs at least 2")
+    if request.workers < 1:
+        raise ConfigError(f"workers is {request.workers}; at least 1 is needed")
+    if request.executor not in EXECUTORS:
+        raise ConfigError(f"executor {request.executor!r} is unknown; choose one of {', '.join(EXECUTORS)}")
+    spec = volume.spec
+    factor = None if request.factor is None else parse_factor(request.factor)
+    mode = isotropic_mode(spec.shape, spec.voxel_size, factor, request.target_voxel_size)
+    region = mode.region(None if request.roi is None else parse_roi(request.roi))
+    weights = load_weights(request.weights)
+    weights.check(request.mode, mode.gap)
+    device = choose_device(request.device, request.precision, exact=not isinstance(weights.net, SlabNet))
+    sampling = Sampling(request.members, request.seed, request.sampler, request.steps, request.tile)
+    predictor = build_predictor(weights, mode, sampling, device)
+    plan = plan_blocks(mode, region, predictor.tiling, request.block, request.shard)
+    by_dtype = weights.metadata.get("greys") == "dtype"
+    greys = dtype_greys(spec.dtype) if by_dtype else measure_greys(spec.shape, volume.read)
+    job = Job(
+        input=volume.url,
+        input_options=volume.options,
+        input_identity=spec.identity,
+        input_shape=spec.shape,
+        out=str(Path(request.out).absolute()),
+        mode=request.mode,
+        weights=str(weights.path),
+        weights_sha256=weights.sha256,
+        factor=str(mode.axial.factor),
+        gap=mode.gap,
+        region=(region.start, region.stop),
+        members=request.members,
+        seed=request.seed,
+        sampler=request.sampler if predictor.evaluations > 1 else "one-pass",
+        steps=request.steps if predictor.evaluations > 1 else 1,
+        tile=request.tile,
+        greys=(greys.low, greys.high),
+        scale=calibration(weights, "scale", mode.gap) or 1.0,
+        tiling=(plan.tiling.core, plan.tiling.halo, plan.tiling.blend),
+        block=plan.block,
+        shard=plan.shard,
+        device=device.name,
+        precision=device.precision,
+    )
+    return Prepared(request, volume, weights, predictor, plan, job)
+
+
+def parse_roi(text: str) -> Box:
+    """ "z0:z1,y0:y1,x0:x1" in input voxels."""
+    try:
+        (a, d), (b, e), (c, f) = (tuple(map(int, part.split(":"))) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--roi {text!r} is not of the form z0:z1,y0:y1,x0:x1") from None
+    return Box((a, b, c), (d, e, f))
+
+
+def calibration(weights: Weights, name: str, gap: float) -> float | None:
+    """A number measured when the weights were calibrated, for the nearest gap that was; None where nothing was."""
+    table = weights.metadata.get("calibration", {}).get(name, {})
+    if not table:
+        return None
+    return float(table[min(table, key=lambda key: abs(float(key) - gap))])
+
+
+def reconstruct(request: Request, notify: Notify = lambda progress: None) -> Output:
+    """Run a request to its end, or continue it. Returns the sealed output."""
+    prepared = prepare(request)
+    output = Output(Path(request.out))
+    output.open_or_create(prepared, request.overwrite)
+    if output.sealed:
+        return output
+    executor = make_executor(request.executor, request.workers)
+    try:
+        _run_blocks(prepared, output, executor, notify)
+        _build_pyramid(prepared, output, executor, notify)
+    finally:
+        executor.close()
+    output.seal()
+    return output
+
+
+def _run_blocks(prepared: Prepared, output: Output, executor: Executor, notify: Notify) -> None:
+    plan = prepared.plan
+    ledger = Ledger(output.path, "", plan.grid)
+    permits = executor.workers if prepared.request.executor == "local" else 1
+    task = BlockTask(prepared.job, permits, executor.threads)
+    output.log("run", done=ledger.done, total=len(plan), executor=prepared.request.executor, workers=executor.workers)
+    voxels = 0
+    notify(Progress("blocks", ledger.done, len(plan), voxels))
+    started = time.perf_counter()
+    for receipt in executor.run(task, ledger.pending()):
+        ledger.record(receipt)
+        voxels += plan.write_box(receipt.index).size
+        notify(Progress("blocks", ledger.done, len(plan), voxels, receipt))
+    output.log("blocks done", voxels=voxels, seconds=round(time.perf_counter() - started, 3))
+
+
+def _build_pyramid(prepared: Prepared, output: Output, executor: Executor, notify: Notify) -> None:
+    for level, shape in enumerate(output.level_shapes()):
+        if level == 0:
+            continue
+        task = LevelTask(str(output.path.absolute()), level, shape, prepared.plan.shard)
+        ledger = Ledger(output.path, f"level{level}", task.grid)
+        for receipt in executor.run(task, ledger.pending()):
+            ledger.record(receipt)
+            notify(Progress(f"level {level}", ledger.done, len(ledger.state), 0, receipt))
+
+
+def check_resources(prepared: Prepared) -> None:
+    """Refuse what cannot end well: an output that cannot be written, a disk or a memory too small."""
+    import os
+
+    parent = Path(prepared.request.out).absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"cannot write in {parent}; choose another --out or change its permissions")
+    free = shutil.disk_usage(parent).free
+    if free < prepared.disk_bytes:
+        raise OutputError(
+            f"the output may need {prepared.disk_bytes / 1e9:.1f} GB and {parent} has {free / 1e9:.1f} GB free; "
+            f"free some space, choose another --out, or a smaller --roi"
+        )
+    available = available_memory()
+    if available is not None and available < prepared.memory_bytes:
+        raise OutputError(
+            f"the run needs about {prepared.memory_bytes / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB is free; "
+            f"use fewer --workers or a smaller --block"
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes of memory this machine can still give, where the system says so."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+__all__ = ["Codes", "Notify", "Prepared", "Progress", "available_memory", "check_resources", "prepare", "reconstruct"]

@@ -1,0 +1,77 @@
+"""Where the bytes of a Zarr live: a local folder or a URL (http, https, s3, gs), through tensorstore.
+
+Convention: a *url* names a folder, without a trailing slash; keys are relative to it. Errors of tensorstore, which all
+are ``ValueError``, leave this package as ours, one line long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import tensorstore as ts
+
+from emdiffuse_vol.errors import InputError
+
+# Shard indices and the chunks that neighbouring blocks share; bounded, so that memory does not grow with the volume.
+CACHE_BYTES = 64 << 20
+
+# tensorstore's default is 32 attempts over many minutes: a wrong address would look like a hang.
+RETRIES = {"max_retries": 6, "initial_delay": "0.2s", "max_delay": "5s"}
+
+
+def is_remote(url: str) -> bool:
+    return "://" in url
+
+
+def absolute(url: str | os.PathLike[str]) -> str:
+    """A url that means the same in another process, whatever its working directory."""
+    text = os.fspath(url).removeprefix("file://")
+    return text.rstrip("/") if is_remote(text) else os.path.abspath(text)
+
+
+def kvstore(url: str, path: str = "") -> dict[str, Any] | str:
+    """Spec of the folder ``path`` below ``url``."""
+    folder = "/".join([absolute(url), *filter(None, path.split("/"))]) + "/"
+    return folder if is_remote(folder) else {"driver": "file", "path": folder}
+
+
+def context(cache_bytes: int = CACHE_BYTES, threads: int | None = None) -> ts.Context:
+    """threads: limit on decoding and on file reads at a time; None leaves tensorstore's own (the number of cores)."""
+    limit = {} if threads is None else {"limit": threads}
+    resources: dict[str, Any] = {"cache_pool": {"total_bytes_limit": cache_bytes}}
+    resources |= {name: RETRIES for name in ("http_request_retries", "s3_request_retries", "gcs_request_retries")}
+    if limit:
+        resources |= {"data_copy_concurrency": limit, "file_io_concurrency": limit}
+    return ts.Context(resources)
+
+
+def read_json(url: str, key: str) -> dict[str, Any] | None:
+    """A JSON object, None when there is no such key. Raises InputError when it cannot be read or understood."""
+    try:
+        found = ts.KvStore.open(kvstore(url), context=context()).result().read(key).result()
+    except ValueError as error:
+        if str(error).startswith("NOT_FOUND"):
+            return None
+        raise InputError(f"{url}/{key} cannot be read: {reason(error)}") from error
+    if found.state != "value":
+        return None
+    try:
+        content = json.loads(found.value)
+    except ValueError as error:
+        raise InputError(f"{url}/{key} is not JSON ({error}); copy it again from its source") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{url}/{key} holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def write_json(url: str, key: str, content: dict[str, Any]) -> None:
+    """Written whole or not at all, and on disk when this returns. Raises ValueError as tensorstore does."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    ts.KvStore.open(kvstore(url)).result().write(key, text.encode()).result()
+
+
+def reason(error: Exception) -> str:
+    """tensorstore's message without its trailing dump of specs."""
+    return " ".join(str(error).split(" [")[0].split())

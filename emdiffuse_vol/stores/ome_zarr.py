@@ -1,0 +1,284 @@
+"""Reading Zarr: OME-Zarr 0.4 (zarr v2) and 0.5 (zarr v3, sharded or not), and plain 3D arrays.
+
+Convention: the metadata names the axes, in any order; whatever is stored, a volume is read z y x. Axes other than
+z, y, x must have size 1, except one channel axis when ``channel`` says which to take. Coordinates: a dataset's
+``coordinateTransformations``, then those of the multiscale, each ``scale`` or ``translation``, in their order
+(OME-NGFF 0.4 and 0.5, section "multiscales"). Units become nanometres; an axis without one is taken as nanometres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from numpy.typing import NDArray
+
+from emdiffuse_vol.errors import InputError
+from emdiffuse_vol.geometry.boxes import AXES, Box, ceil_div
+from emdiffuse_vol.stores.kvstore import absolute, context, kvstore, read_json, reason
+from emdiffuse_vol.stores.spec import digest_of, make_spec
+from emdiffuse_vol.stores.volume import Nanometres, VolumeSpec
+
+# UDUNITS-2 names, as OME-NGFF wants them, and the abbreviations that files really carry.
+NANOMETRES = {
+    **{"picometer": 1e-3, "pm": 1e-3},
+    **{"angstrom": 0.1, "ångström": 0.1, "å": 0.1},
+    **{"nanometer": 1.0, "nanometre": 1.0, "nm": 1.0},
+    **{"micrometer": 1e3, "micrometre": 1e3, "micron": 1e3, "microns": 1e3, "um": 1e3, "µm": 1e3, "μm": 1e3},
+    **{"millimeter": 1e6, "millimetre": 1e6, "mm": 1e6},
+    **{"centimeter": 1e7, "centimetre": 1e7, "cm": 1e7},
+    **{"meter": 1e9, "metre": 1e9, "m": 1e9, "inch": 2.54e7},
+}
+
+
+@dataclass(frozen=True)
+class Level:
+    """What the group says about one array in it. axes: lower-case names in stored order; channels: names, if any."""
+
+    path: str
+    axes: tuple[str, ...]
+    voxel_size: Nanometres | None = None
+    origin: Nanometres = (0.0, 0.0, 0.0)
+    channels: tuple[str, ...] = ()
+    format: str = "zarr"
+    digested: Any = None
+
+
+@dataclass(frozen=True)
+class OmeZarrVolume:
+    """One level, one channel of a Zarr image. array: as stored; region: its part that is this volume, where axes
+    z y x are None and the others an index."""
+
+    url: str
+    options: dict[str, Any] = field(hash=False)
+    spec: VolumeSpec
+    name: str
+    axes: tuple[str, ...]
+    region: tuple[int | None, ...]
+    key: tuple[str, str]  # prefix and separator of chunk keys
+    array: ts.TensorStore = field(repr=False, compare=False)
+
+    def read(self, box: Box) -> NDArray[Any]:
+        assert box in Box.of(self.spec.shape), f"box {box} is not inside shape {self.spec.shape}"
+        view = self.array[self._index(box)].transpose(self._order)
+        try:
+            return np.asarray(view.read().result())
+        except ValueError as error:
+            for key, part in self._chunks(box):
+                _check_chunk(self.array, part, f"chunk {key} of {self.name}")
+            raise InputError(f"{self.name} cannot be read at {box}: {reason(error)}") from error
+
+    @property
+    def _order(self) -> list[int]:
+        """Where z, y, x are among the axes that stay."""
+        spatial = [a for a in self.axes if a in AXES]
+        return [spatial.index(a) for a in AXES]
+
+    def _index(self, box: Box) -> tuple[slice | int, ...]:
+        slices = dict(zip(AXES, box.slices(), strict=True))
+        return tuple(slices[a] if i is None else i for a, i in zip(self.axes, self.region, strict=True))
+
+    def _chunks(self, box: Box) -> Iterator[tuple[str, tuple[slice, ...]]]:
+        """Key of each stored chunk (for sharded arrays: shard) that the box touches, and the part it touches."""
+        index = [i if isinstance(i, slice) else slice(i, i + 1) for i in self._index(box)]
+        cells = self.array.chunk_layout.write_chunk.shape
+        grid = (range(i.start // c, ceil_div(i.stop, c)) for i, c in zip(index, cells, strict=True))
+        prefix, separator = self.key
+        for cell in product(*grid):
+            part = (
+                slice(max(i.start, n * c), min(i.stop, (n + 1) * c))
+                for i, n, c in zip(index, cell, cells, strict=True)
+            )
+            yield prefix + separator.join(map(str, cell)), tuple(part)
+
+
+def _check_chunk(array: ts.TensorStore, part: tuple[slice, ...], name: str) -> None:
+    try:
+        array[part].read().result()
+    except ValueError as error:
+        raise InputError(f"{name} is damaged: {reason(error)}; copy it again from its source") from error
+
+
+def open_zarr(
+    url: str, *, voxel_size: Nanometres | None = None, level: int = 0, channel: int | None = None
+) -> OmeZarrVolume:
+    """``voxel_size`` overrides the metadata. Raises InputError."""
+    url = absolute(url)
+    name = url.rsplit("/", 1)[-1]
+    group = read_attributes(url)
+    if group is None:
+        raise InputError(f"{url} is not a Zarr: it has neither zarr.json nor .zgroup nor .zarray; check the path")
+    node, attributes = group
+    if node == "array":
+        found = Level("", tuple(AXES))
+    else:
+        found = read_level(name, attributes, level)
+        name = f"{name}/{found.path}"
+    array, metadata = _open_level(url, found.path, name)
+    if node == "array":
+        found = _plain_level(name, array, metadata)
+    region = _region(name, found, array.shape, channel)
+    layout = array.chunk_layout.read_chunk.shape
+    shape, chunk = ([size[found.axes.index(a)] for a in AXES] for size in (array.shape, layout))
+    spec = make_spec(
+        name,
+        shape=(shape[0], shape[1], shape[2]),
+        dtype=array.dtype.name,
+        voxel_size=voxel_size or found.voxel_size,
+        origin=found.origin,
+        chunk=(chunk[0], chunk[1], chunk[2]),
+        format=found.format,
+        digest=digest_of([metadata, found.path, found.digested, region]),
+    )
+    options = {"voxel_size": voxel_size, "level": level, "channel": channel}
+    return OmeZarrVolume(url, options, spec, name, found.axes, region, _chunk_key(metadata), array)
+
+
+def read_attributes(url: str) -> tuple[str, dict[str, Any]] | None:
+    """Kind of the node ("group" or "array") and its attributes; None where there is no Zarr."""
+    if node := read_json(url, "zarr.json"):
+        return str(node.get("node_type")), node.get("attributes") or {}
+    if read_json(url, ".zarray"):
+        return "array", {}
+    attributes = read_json(url, ".zattrs")
+    if attributes is None and read_json(url, ".zgroup") is None:
+        return None
+    return "group", attributes or {}
+
+
+def read_level(name: str, attributes: dict[str, Any], level: int) -> Level:
+    """The metadata of one level of an OME-Zarr group. Raises InputError."""
+    ome = attributes.get("ome") or attributes
+    if "bioformats2raw.layout" in ome:
+        raise InputError(f"{name} is a collection of images, expected one; give the path of one, such as {name}/0")
+    if not ome.get("multiscales"):
+        raise InputError(f"{name} is a Zarr group without OME metadata; give the path of the array inside it")
+    try:
+        return _parse_level(name, ome, level)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(f"{name} has OME-Zarr metadata that make no sense: {error!r}; correct them") from error
+
+
+def _parse_level(name: str, ome: dict[str, Any], level: int) -> Level:
+    multiscale = ome["multiscales"][0]
+    datasets = multiscale["datasets"]
+    if not 0 <= level < len(datasets):
+        raise InputError(f"{name} has levels 0 to {len(datasets) - 1}, found level {level}; give --level within them")
+    described = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale.get("axes", [])]
+    axes = tuple("c" if axis.get("type") == "channel" else str(axis["name"]).lower() for axis in described)
+    if missing := [a for a in AXES if axes.count(a) != 1]:
+        raise InputError(
+            f"{name} has axes ({', '.join(axes)}), expected z, y and x once each, found no single {missing[0]}; "
+            "correct its metadata"
+        )
+    units = [_nanometres(name, a, axis.get("unit")) for a, axis in zip(axes, described, strict=True) if a in AXES]
+    transformations = [
+        *datasets[level].get("coordinateTransformations", []),
+        *multiscale.get("coordinateTransformations", []),
+    ]
+    scale, translation = compose(transformations, len(axes))
+    spatial = {a: i for i, a in enumerate(axes) if a in AXES}
+    nm = dict(zip(spatial, units, strict=True))
+    size = [scale[spatial[a]] * nm[a] for a in AXES] if scale else None
+    z, y, x = (translation[spatial[a]] * nm[a] for a in AXES)
+    channels = (c.get("label", "") for c in (ome.get("omero") or {}).get("channels", []))
+    version = ome.get("version") or multiscale.get("version") or "without version"
+    return Level(
+        path=str(datasets[level]["path"]).strip("/"),
+        axes=axes,
+        voxel_size=(size[0], size[1], size[2]) if size else None,
+        origin=(z, y, x),
+        channels=tuple(channels),
+        format=f"OME-Zarr {version}",
+        digested=ome,
+    )
+
+
+def compose(transformations: Sequence[dict[str, Any]], rank: int) -> tuple[list[float] | None, list[float]]:
+    """One scale and one translation out of a sequence of them: position = scale * index + translation.
+
+    The scale is None when no transformation has one.
+    """
+    scale, translation, scaled = [1.0] * rank, [0.0] * rank, False
+    for step in transformations:
+        if step["type"] == "scale":
+            factors = [float(f) for f in step["scale"]]
+            scale = [s * f for s, f in zip(scale, factors, strict=True)]
+            translation = [t * f for t, f in zip(translation, factors, strict=True)]
+            scaled = True
+        elif step["type"] == "translation":
+            translation = [t + float(d) for t, d in zip(translation, step["translation"], strict=True)]
+        elif step["type"] != "identity":
+            raise ValueError(f"coordinate transformation {step['type']}, expected scale or translation")
+    return (scale if scaled else None), translation
+
+
+def _nanometres(name: str, axis: str, unit: str | None) -> float:
+    if not unit:
+        return 1.0
+    if unit.lower() not in NANOMETRES:
+        raise InputError(f"{name} measures {axis} in {unit}, expected a unit of length such as nanometer; correct it")
+    return NANOMETRES[unit.lower()]
+
+
+def _open_level(url: str, path: str, name: str) -> tuple[ts.TensorStore, dict[str, Any]]:
+    where = f"{url}/{path}" if path else url
+    metadata = read_json(where, "zarr.json")
+    driver = "zarr3" if metadata else "zarr"
+    metadata = metadata or read_json(where, ".zarray")
+    if metadata is None:
+        raise InputError(f"{name} is missing, though its metadata name it; copy it again from its source")
+    # An input does not change while it is read: without this every cached chunk is asked for again on every read.
+    spec = {"driver": driver, "kvstore": kvstore(url, path), "recheck_cached_data": "open"}
+    try:
+        return ts.open(spec, open=True, read=True, context=context()).result(), metadata
+    except ValueError as error:
+        raise InputError(f"{name} cannot be opened: {reason(error)}; write it with another codec or dtype") from error
+
+
+def _plain_level(name: str, array: ts.TensorStore, metadata: dict[str, Any]) -> Level:
+    """An array without OME metadata: its dimension names if they are z, y, x, else that order."""
+    names = tuple(str(n).lower() for n in metadata.get("dimension_names") or ())
+    if array.rank != 3:
+        raise InputError(
+            f"{name} is a plain Zarr array with {array.rank} axes, expected 3 (z, y, x); "
+            "open the OME-Zarr group that holds it"
+        )
+    return Level("", names if sorted(names) == sorted(AXES) else tuple(AXES))
+
+
+def _region(name: str, level: Level, shape: tuple[int, ...], channel: int | None) -> tuple[int | None, ...]:
+    """None for z, y, x; for any other axis the index that is read."""
+    if len(shape) != len(level.axes):
+        raise InputError(f"{name} has shape {shape}, its metadata {len(level.axes)} axes; correct its metadata")
+    region: list[int | None] = []
+    for axis, size in zip(level.axes, shape, strict=True):
+        if axis in AXES:
+            region.append(None)
+        elif axis == "c" and channel is not None:
+            if not 0 <= channel < size:
+                raise InputError(f"{name} has channels 0 to {size - 1}, found channel {channel}; choose one of them")
+            region.append(channel)
+        elif size == 1:
+            region.append(0)
+        elif axis == "c":
+            names = f" ({', '.join(level.channels)})" if any(level.channels) else ""
+            raise InputError(f"{name} has {size} channels{names}, expected 1; choose one with --channel")
+        else:
+            raise InputError(f"{name} has {size} positions along {axis}, expected 1; extract one first")
+    return tuple(region)
+
+
+def _chunk_key(metadata: dict[str, Any]) -> tuple[str, str]:
+    if metadata["zarr_format"] == 2:
+        return "", metadata.get("dimension_separator", ".")
+    encoding = metadata["chunk_key_encoding"]
+    configured = encoding.get("configuration", {}) if isinstance(encoding, dict) else {}
+    if isinstance(encoding, dict) and encoding["name"] == "v2":
+        return "", configured.get("separator", ".")
+    separator = configured.get("separator", "/")
+    return "c" + separator, separator
