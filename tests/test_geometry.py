@@ -121,7 +121,11 @@ def test_default_factor_is_the_whole_number_that_makes_z_nearest_to_xy() -> None
 
 @pytest.mark.parametrize(
     ("shape", "voxel", "message"),
-    [((5, 9, 9), (4, 8, 8), "already as fine"), ((1, 9, 9), (40, 8, 8), "1 section"), ((5, 9, 9), (8, 8, 8), "as fine")],
+    [
+        ((5, 9, 9), (4, 8, 8), "already as fine"),
+        ((1, 9, 9), (40, 8, 8), "1 section"),
+        ((5, 9, 9), (8, 8, 8), "as fine"),
+    ],
 )
 def test_volumes_that_need_nothing_are_refused(shape: tuple, voxel: tuple, message: str) -> None:
     with pytest.raises(GeometryError, match=message):

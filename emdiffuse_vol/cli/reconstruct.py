@@ -23,7 +23,7 @@ from emdiffuse_vol.cli.options import FLOATS, INTS
 @click.option("--seed", type=int, help="Seed of the noise.  [default: 0]")
 @click.option("--sampler", help="Sampler of diffusion networks: ancestral, ddim, dpm-solver-2m.  [default: ancestral]")
 @click.option("--steps", type=int, help="Steps of diffusion networks.  [default: 200]")
-@click.option("--tile", type=int, help="Tile width of diffusion networks.  [default: 256]")
+@click.option("--tile", type=INTS, metavar="Z,Y,X", help="Output voxels that a network computes at once, halo aside.")
 @click.option("--block", type=INTS, metavar="Z,Y,X", help="Output voxels of a task; a multiple of the shard.")
 @click.option("--shard", type=INTS, metavar="Z,Y,X", help="Output voxels of a file; a multiple of 64.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")

@@ -41,7 +41,7 @@ class Request:
     seed: int = 0
     sampler: str = "ancestral"
     steps: int = 200
-    tile: int = 256
+    tile: Triple | None = None
     block: Triple | None = None
     shard: Triple | None = None
     device: str = "auto"
@@ -68,7 +68,7 @@ class Job:
     seed: int
     sampler: str
     steps: int
-    tile: int
+    tile: Triple | None
     greys: tuple[float, float]
     scale: float
     tiling: tuple[Triple, Triple, bool]

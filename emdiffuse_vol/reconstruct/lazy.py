@@ -61,9 +61,9 @@ def isotropic(
     Returns a Dataset with ``mean`` (the input's dtype) and ``uncertainty`` (float32, greys, one standard deviation),
     dask-backed, one task per block. Raises the errors of ``emdiffuse_vol.errors``.
     """
-    import dask
     import dask.array as da
     import xarray as xr
+    from dask.delayed import delayed
 
     volume = array_volume(image, voxel_size)
     request = Request(
@@ -79,7 +79,7 @@ def isotropic(
     )
     prepared = prepare_volume(request, volume)
     plan = prepared.plan
-    task = dask.delayed(BlockOfArray(prepared.job), pure=False)
+    task = delayed(BlockOfArray(prepared.job), pure=False)
     grid = np.empty(plan.grid, object)
     for index in range(len(plan)):
         part = plan[index]

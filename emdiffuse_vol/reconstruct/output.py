@@ -22,8 +22,9 @@ from emdiffuse_vol.geometry.boxes import Triple, grid_shape
 from emdiffuse_vol.reconstruct.greys import Codes
 from emdiffuse_vol.reconstruct.job import differences
 from emdiffuse_vol.reconstruct.ledger import Ledger
+from emdiffuse_vol.stores.image import create_image
 from emdiffuse_vol.stores.metadata import read_attributes, write_attributes
-from emdiffuse_vol.stores.ome_zarr import create_image, pyramid_shapes
+from emdiffuse_vol.stores.pyramid import pyramid_shapes
 
 if TYPE_CHECKING:
     from emdiffuse_vol.reconstruct.run import Prepared
@@ -85,13 +86,13 @@ class Output:
         shapes = pyramid_shapes(plan.region.shape)
         create_image(
             str(path),
-            shape=plan.region.shape,
+            shape=(2, *plan.region.shape),
             dtype=prepared.volume.spec.dtype,
             voxel_size=prepared.voxel_size,
             origin=prepared.origin,
             axes="czyx",
-            chunk=plan.chunk,
-            shard=plan.shard,
+            chunk=(2, *plan.chunk),
+            shard=(2, *plan.shard),
             levels=len(shapes),
             name=self.path.name.removesuffix(".zarr"),
             omero=display(prepared),

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from itertools import islice
 from math import prod
@@ -29,6 +28,7 @@ from emdiffuse_vol.geometry.boxes import Box, Triple, cell_box
 from emdiffuse_vol.geometry.tiles import Tiling
 from emdiffuse_vol.models import slab
 from emdiffuse_vol.models.unet import UNet
+from emdiffuse_vol.modes import Isotropic
 from emdiffuse_vol.reconstruct.greys import Codes, FloatArray, GreyMap
 from emdiffuse_vol.reconstruct.noise import NoiseField
 from emdiffuse_vol.reconstruct.plan import Block, Plan
@@ -95,6 +95,25 @@ def choose_device(name: str = "auto", precision: str = "auto", exact: bool = Fal
     return Device(name, precision)
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """The user's settings of a predictor: see ``job.Request``. tile: output voxels a tile owns."""
+
+    members: int
+    seed: int
+    sampler: str
+    steps: int
+    tile: Triple | None
+
+
+def build_predictor(net: torch.nn.Module, mode: Isotropic, sampling: Sampling, device: Device) -> Predictor:
+    if isinstance(net, slab.SlabNet):
+        return SlabPredictor(net, mode, sampling, device)
+    if isinstance(net, UNet):
+        return PlanePredictor(net, mode, sampling, device)
+    raise AssertionError(f"no predictor for {type(net).__name__}")
+
+
 class SlabPredictor:
     """Our network: one evaluation gives the mean, and each member one pass through its light stochastic path."""
 
@@ -104,10 +123,13 @@ class SlabPredictor:
     lost = 0
     evaluations = 1
 
-    def __init__(self, net: slab.SlabNet, shape: Triple, gap: float, members: int, seed: int, device: Device) -> None:
-        self.tiling = Tiling(self.CORE, slab.HALO).fitted(shape, slab.STRIDE)
+    def __init__(self, net: slab.SlabNet, mode: Isotropic, sampling: Sampling, device: Device) -> None:
+        core = sampling.tile or self.CORE
+        if any(n < 1 or n % s for n, s in zip(core, slab.STRIDE, strict=True)):
+            raise GeometryError(f"tile {core} is not a multiple of {slab.STRIDE}, as the slab network needs")
+        self.tiling = Tiling(core, slab.HALO).fitted(mode.output_shape, slab.STRIDE)
         self.net = net.to(device.name).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.gap, self.members, self.noise, self.device = gap, members, NoiseField(seed), device
+        self.gap, self.members, self.noise, self.device = mode.gap, sampling.members, NoiseField(sampling.seed), device
 
     def __call__(self, tiles: list[Tile]) -> tuple[FloatArray, FloatArray]:
         (tile,) = tiles
@@ -141,27 +163,34 @@ class SlabPredictor:
 class PlanePredictor:
     """The published network: each plane on its own, ``steps`` evaluations for each member, the mean their average."""
 
+    CORE: Triple = (1, 224, 224)
     BYTES_PER_PIXEL = 4000
     batch = 4
     lost = 1
 
-    def __init__(
-        self, net: UNet, factor: Fraction, members: int, seed: int, device: Device, sampler: str, steps: int, size: int
-    ) -> None:
+    def __init__(self, net: UNet, mode: Isotropic, sampling: Sampling, device: Device) -> None:
+        factor = mode.axial.factor
         if factor.denominator != 1:
             raise GeometryError(
-                f"the published network knows whole factors, found {factor}; give --factor {round(factor)}"
+                f"the published network knows whole factors, not {factor}; give --factor {round(factor)}"
             )
-        if size % 8 or size < 32:
-            raise GeometryError(f"tile {size} is not a multiple of 8 of at least 32, as the published network needs")
-        overlap = size // 8  # as published: 32 of 256
-        self.tiling = Tiling((1, size - overlap, size - overlap), (0, overlap // 2, overlap // 2), blend=True)
+        depth, height, width = core = sampling.tile or self.CORE
+        if depth != 1 or height < 28 or width < 28 or height % 7 or width % 7:
+            raise GeometryError(f"tile {core} is not one plane of multiples of 7, as the published network needs")
+        # 1/8 of a tile overlaps its neighbour, as published: 32 of 256.
+        self.tiling = Tiling(core, (0, height // 14, width // 14), blend=True)
         self.net = net.to(device.name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.factor, self.members, self.noise, self.device = int(factor), members, NoiseField(seed), device
-        self.sampler = SAMPLERS[sampler]
+        self.factor, self.members, self.noise, self.device = (
+            int(factor),
+            sampling.members,
+            NoiseField(sampling.seed),
+            device,
+        )
+        self.sampler = SAMPLERS[sampling.sampler]
+        steps = sampling.steps
         # The published schedule for the published sampler; any other stays inside the noise levels seen in training.
-        self.schedule = published_test(steps) if sampler == "ancestral" else uniform_log_snr(steps)
-        self.evaluations = steps * members
+        self.schedule = published_test(steps) if sampling.sampler == "ancestral" else uniform_log_snr(steps)
+        self.evaluations = steps * sampling.members
 
     def __call__(self, tiles: list[Tile]) -> tuple[FloatArray, FloatArray]:
         padded = tiles + [tiles[-1]] * (self.batch - len(tiles))

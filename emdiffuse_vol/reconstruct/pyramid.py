@@ -14,7 +14,7 @@ import numpy as np
 
 from emdiffuse_vol.geometry.boxes import Box, Triple, cell_box, grid_shape
 from emdiffuse_vol.reconstruct.ledger import Receipt
-from emdiffuse_vol.stores.blocks import build_shards
+from emdiffuse_vol.stores.blocks import build_block
 
 
 @dataclass(frozen=True)
@@ -31,5 +31,5 @@ class LevelTask:
     def __call__(self, index: int) -> Receipt:
         started = time.perf_counter()
         z, y, x = (int(i) for i in np.unravel_index(index, self.grid))
-        build_shards(Path(self.image), self.level, cell_box((z, y, x), self.shard) & Box.of(self.shape))
+        build_block(Path(self.image), self.level, cell_box((z, y, x), self.shard) & Box.of(self.shape))
         return Receipt(index, time.perf_counter() - started)

@@ -28,9 +28,9 @@ from emdiffuse_vol.reconstruct.job import Job, Request
 from emdiffuse_vol.reconstruct.ledger import Ledger, Receipt
 from emdiffuse_vol.reconstruct.output import Output
 from emdiffuse_vol.reconstruct.plan import Plan, plan_blocks
-from emdiffuse_vol.reconstruct.predict import Predictor, choose_device
+from emdiffuse_vol.reconstruct.predict import Predictor, Sampling, build_predictor, choose_device
 from emdiffuse_vol.reconstruct.pyramid import LevelTask
-from emdiffuse_vol.reconstruct.worker import BlockTask, Sampling, build_predictor
+from emdiffuse_vol.reconstruct.worker import BlockTask
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.volume import Volume
 
@@ -147,7 +147,7 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
     weights.check(request.mode, mode.gap)
     device = choose_device(request.device, request.precision, exact=not isinstance(weights.net, SlabNet))
     sampling = Sampling(request.members, request.seed, request.sampler, request.steps, request.tile)
-    predictor = build_predictor(weights, mode, sampling, device)
+    predictor = build_predictor(weights.net, mode, sampling, device)
     plan = plan_blocks(mode, region, predictor.tiling, request.block, request.shard)
     by_dtype = weights.metadata.get("greys") == "dtype"
     greys = dtype_greys(spec.dtype) if by_dtype else measure_greys(spec.shape, volume.read)

@@ -16,52 +16,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from emdiffuse_vol.models.checkpoints import Weights, load_weights
-from emdiffuse_vol.models.slab import SlabNet
-from emdiffuse_vol.models.unet import UNet
-from emdiffuse_vol.modes import Isotropic
+from emdiffuse_vol.models.checkpoints import load_weights
 from emdiffuse_vol.reconstruct.greys import check_finite
 from emdiffuse_vol.reconstruct.job import Job
 from emdiffuse_vol.reconstruct.ledger import Receipt
 from emdiffuse_vol.reconstruct.plan import Plan
-from emdiffuse_vol.reconstruct.predict import (
-    Device,
-    PlanePredictor,
-    Prediction,
-    Predictor,
-    SlabPredictor,
-    predict_block,
-)
-from emdiffuse_vol.stores.blocks import open_level, write_shards
+from emdiffuse_vol.reconstruct.predict import Device, Prediction, Predictor, Sampling, build_predictor, predict_block
+from emdiffuse_vol.stores.blocks import write_block
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.volume import Volume, read_mirrored
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Settings of a predictor that are the user's: see ``Request``."""
-
-    members: int
-    seed: int
-    sampler: str
-    steps: int
-    tile: int
-
-
-def build_predictor(weights: Weights, mode: Isotropic, sampling: Sampling, device: Device) -> Predictor:
-    if isinstance(weights.net, SlabNet):
-        return SlabPredictor(weights.net, mode.output_shape, mode.gap, sampling.members, sampling.seed, device)
-    assert isinstance(weights.net, UNet)
-    return PlanePredictor(
-        weights.net,
-        mode.axial.factor,
-        sampling.members,
-        sampling.seed,
-        device,
-        sampling.sampler,
-        sampling.steps,
-        sampling.tile,
-    )
 
 
 @dataclass(frozen=True)
@@ -98,8 +61,7 @@ class BlockTask:
         context = context_for(self.job, self.permits, self.threads)
         block = context.plan[index]
         prediction = context.predict(index, read_mirrored(context.volume, block.read))
-        place = block.write.shift(context.plan.offset)
-        write_shards(open_level(Path(self.job.out), 0), place, prediction.codes)
+        write_block(Path(self.job.out), block.write.shift(context.plan.offset), prediction.codes)
         return Receipt(index, time.perf_counter() - started, prediction.p99, prediction.mean)
 
 
@@ -118,7 +80,7 @@ def _open(job: Job, permits: int, threads: int | None) -> Context:
         torch.set_num_threads(threads)
     plan = job.plan
     sampling = Sampling(job.members, job.seed, job.sampler, job.steps, job.tile)
-    predictor = build_predictor(load_weights(job.weights), plan.mode, sampling, Device(job.device, job.precision))
+    predictor = build_predictor(load_weights(job.weights).net, plan.mode, sampling, Device(job.device, job.precision))
     return Context(job, plan, predictor, threading.Semaphore(permits))
 
 

@@ -28,6 +28,9 @@ from emdiffuse_vol.stores.volume import DTYPES, Nanometres
 COMPRESSOR = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
 CHECKSUM = {"name": "crc32c"}
 
+# Planes of a coarse level made at a time: keeps what is read far below eight times the result.
+COARSEN_PLANES = 32
+
 
 def create_image(
     path: str,
@@ -44,7 +47,7 @@ def create_image(
     omero: dict[str, Any] | None = None,
     attributes: dict[str, Any] | None = None,
 ) -> None:
-    """Write the metadata of an empty image (all voxels 0). ``attributes`` are stored as "emdvol", beside "ome".
+    """Write the metadata of an empty image (all voxels 0). ``attributes`` of the group are stored beside "ome".
 
     Raises GeometryError when the parts do not fit each other, OutputError when there is a Zarr already or the place
     cannot be written.
@@ -56,12 +59,13 @@ def create_image(
     ome: dict[str, Any] = {"version": "0.5", "multiscales": [_multiscale(name, axes, voxel_size, origin, levels)]}
     if omero is not None:
         ome["omero"] = omero
-    group = {"ome": ome} if attributes is None else {"ome": ome, "emdvol": attributes}
     try:
         for level in range(levels):
             array = _array(_level_shape(shape, level), dtype, axes, chunk, shard)
             write_json(f"{url}/{level}", "zarr.json", array)
-        write_json(url, "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": group})
+        write_json(
+            url, "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": (attributes or {}) | {"ome": ome}}
+        )
     except ValueError as error:
         raise OutputError(f"{url} cannot be written: {reason(error)}") from error
 
@@ -92,9 +96,7 @@ def open_array(
     resources = context(0 if mode == "w" else cache_bytes, threads)
     try:
         writing = mode == "w"
-        return ts.open(
-            spec, open=True, read=True, write=writing, assume_metadata=writing, context=resources
-        ).result()
+        return ts.open(spec, open=True, read=True, write=writing, assume_metadata=writing, context=resources).result()
     except ValueError as error:
         raise InputError(f"level {level} of {url} cannot be opened: {reason(error)}") from error
 
@@ -105,18 +107,28 @@ def write_units(array: ts.TensorStore, box: Box, block: NDArray[Any]) -> ts.Futu
     array: of ``open_array(..., "w")``. box: starts at a unit's start and ends at a unit's end or at the volume's face,
     where the block is padded with zeros. Raises GeometryError when it does not; see :func:`finish` for write errors.
     """
-    unit = array.chunk_layout.write_chunk.shape[-3:]
-    # Beyond the face there is less than one unit of padding: a longer gap means that the box was cut short elsewhere.
-    stop = [min(ceil_div(b, u) * u, n) for b, u, n in zip(box.stop, unit, array.shape[-3:], strict=True)]
-    if any(a % u for a, u in zip(box.start, unit, strict=True)):
-        raise GeometryError(f"box {box} does not start at a multiple of {unit}; write whole shards")
-    if block.shape[-3:] != box.shape:
-        raise GeometryError(f"box {box} needs a block of shape {box.shape}, found {block.shape[-3:]}")
+    unit = stored_unit(array)
+    stop = [ceil_div(b, u) * u for b, u in zip(box.stop, unit, strict=True)]
+    # Only the last unit of an axis may be cut short, by the volume's face.
+    cut = (s not in (b, n) for b, s, n in zip(box.stop, stop, array.shape[-3:], strict=True))
+    if any(cut) or any(a % u for a, u in zip(box.start, unit, strict=True)):
+        raise GeometryError(f"box {box} cuts through stored units of {unit}; write whole ones")
+    expected = (*array.shape[:-3], *box.shape)
+    if (block.shape, block.dtype) != (expected, array.dtype.numpy_dtype):
+        found = f"{block.dtype} {block.shape}"
+        raise GeometryError(f"box {box} needs a block of {array.dtype.name} {expected}, found {found}")
     padding = [(0, 0)] * (block.ndim - 3) + [(0, s - b) for s, b in zip(stop, box.stop, strict=True)]
     whole = np.pad(block, padding) if any(b for _, b in padding) else block
-    region = tuple(slice(a, s) for a, s in zip(box.start, stop, strict=True))
-    future: ts.Future[None] = array[(..., *region)].write(np.ascontiguousarray(whole)).commit
-    return future
+    region: Any = (..., *(slice(a, s) for a, s in zip(box.start, stop, strict=True)))
+    return array[region].write(np.ascontiguousarray(whole)).commit
+
+
+def stored_unit(array: ts.TensorStore) -> Triple:
+    """Shape z y x of a shard, or of a chunk where there are no shards."""
+    shape = array.chunk_layout.write_chunk.shape
+    assert shape is not None
+    z, y, x = (int(n or 1) for n in shape[-3:])
+    return z, y, x
 
 
 def finish(future: ts.Future[None] | None) -> None:
@@ -130,11 +142,17 @@ def finish(future: ts.Future[None] | None) -> None:
 
 
 def coarsen(fine: ts.TensorStore, box: Box) -> NDArray[Any]:
-    """Voxels of ``box`` of the level above ``fine``, both cut to the volume. fine: of ``open_array(..., "r")``."""
-    region = tuple(
-        slice(2 * a, min(2 * b, n)) for a, b, n in zip(box.start, box.stop, fine.shape[-3:], strict=True)
-    )
-    return downsample(fine[(..., *region)].read().result())
+    """Voxels of ``box`` of the next coarser level than ``fine``, which is of ``open_array(..., "r")``.
+
+    Raises InputError when the finer level is damaged.
+    """
+    z, y, x = (slice(2 * a, min(2 * b, n)) for a, b, n in zip(box.start, box.stop, fine.shape[-3:], strict=True))
+    thick = 2 * COARSEN_PLANES
+    slabs: list[Any] = [(..., slice(a, min(a + thick, z.stop)), y, x) for a in range(z.start, z.stop, thick)]
+    try:
+        return np.concatenate([downsample(fine[slab].read().result()) for slab in slabs], axis=-3)
+    except ValueError as error:
+        raise InputError(f"the finer level cannot be read: {reason(error)}; make it again") from error
 
 
 def _level_shape(shape: Sequence[int], level: int) -> list[int]:

@@ -41,7 +41,7 @@ def context(cache_bytes: int = CACHE_BYTES, threads: int | None = None) -> ts.Co
     """threads: limit on decoding and on file reads at a time; None leaves tensorstore's own (the number of cores)."""
     limit = {} if threads is None else {"limit": threads}
     resources: dict[str, Any] = {"cache_pool": {"total_bytes_limit": cache_bytes}}
-    resources |= {name: RETRIES for name in ("http_request_retries", "s3_request_retries", "gcs_request_retries")}
+    resources |= dict.fromkeys(("http_request_retries", "s3_request_retries", "gcs_request_retries"), RETRIES)
     if limit:
         resources |= {"data_copy_concurrency": limit, "file_io_concurrency": limit}
     return ts.Context(resources)

@@ -9,7 +9,7 @@ z, y, x must have size 1, except one channel axis when ``channel`` says which to
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -21,23 +21,14 @@ from emdiffuse_vol.errors import InputError
 from emdiffuse_vol.geometry.boxes import AXES, Box, ceil_div
 from emdiffuse_vol.stores.kvstore import absolute, context, kvstore, read_json, reason
 from emdiffuse_vol.stores.spec import digest_of, make_spec
+from emdiffuse_vol.stores.units import nanometres
 from emdiffuse_vol.stores.volume import Nanometres, VolumeSpec
-
-# UDUNITS-2 names, as OME-NGFF wants them, and the abbreviations that files really carry.
-NANOMETRES = {
-    **{"picometer": 1e-3, "pm": 1e-3},
-    **{"angstrom": 0.1, "ångström": 0.1, "å": 0.1},
-    **{"nanometer": 1.0, "nanometre": 1.0, "nm": 1.0},
-    **{"micrometer": 1e3, "micrometre": 1e3, "micron": 1e3, "microns": 1e3, "um": 1e3, "µm": 1e3, "μm": 1e3},
-    **{"millimeter": 1e6, "millimetre": 1e6, "mm": 1e6},
-    **{"centimeter": 1e7, "centimetre": 1e7, "cm": 1e7},
-    **{"meter": 1e9, "metre": 1e9, "m": 1e9, "inch": 2.54e7},
-}
 
 
 @dataclass(frozen=True)
 class Level:
-    """What the group says about one array in it. axes: lower-case names in stored order; channels: names, if any."""
+    """What the group says about one array in it. axes: lower-case names in stored order; channels: names, if any;
+    digested: JSON values that tell this image from another."""
 
     path: str
     axes: tuple[str, ...]
@@ -48,19 +39,19 @@ class Level:
     digested: Any = None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class OmeZarrVolume:
     """One level, one channel of a Zarr image. array: as stored; region: its part that is this volume, where axes
     z y x are None and the others an index."""
 
     url: str
-    options: dict[str, Any] = field(hash=False)
+    options: dict[str, Any]
     spec: VolumeSpec
     name: str
     axes: tuple[str, ...]
     region: tuple[int | None, ...]
     key: tuple[str, str]  # prefix and separator of chunk keys
-    array: ts.TensorStore = field(repr=False, compare=False)
+    array: ts.TensorStore = field(repr=False)
 
     def read(self, box: Box) -> NDArray[Any]:
         assert box in Box.of(self.spec.shape), f"box {box} is not inside shape {self.spec.shape}"
@@ -85,15 +76,19 @@ class OmeZarrVolume:
     def _chunks(self, box: Box) -> Iterator[tuple[str, tuple[slice, ...]]]:
         """Key of each stored chunk (for sharded arrays: shard) that the box touches, and the part it touches."""
         index = [i if isinstance(i, slice) else slice(i, i + 1) for i in self._index(box)]
-        cells = self.array.chunk_layout.write_chunk.shape
+        cells = _sizes(self.array.chunk_layout.write_chunk)
         grid = (range(i.start // c, ceil_div(i.stop, c)) for i, c in zip(index, cells, strict=True))
         prefix, separator = self.key
         for cell in product(*grid):
             part = (
-                slice(max(i.start, n * c), min(i.stop, (n + 1) * c))
-                for i, n, c in zip(index, cell, cells, strict=True)
+                slice(max(i.start, n * c), min(i.stop, (n + 1) * c)) for i, n, c in zip(index, cell, cells, strict=True)
             )
             yield prefix + separator.join(map(str, cell)), tuple(part)
+
+
+def _sizes(grid: ts.ChunkLayout.Grid) -> tuple[int, ...]:
+    assert grid.shape is not None
+    return tuple(int(n or 1) for n in grid.shape)
 
 
 def _check_chunk(array: ts.TensorStore, part: tuple[slice, ...], name: str) -> None:
@@ -122,8 +117,8 @@ def open_zarr(
     if node == "array":
         found = _plain_level(name, array, metadata)
     region = _region(name, found, array.shape, channel)
-    layout = array.chunk_layout.read_chunk.shape
-    shape, chunk = ([size[found.axes.index(a)] for a in AXES] for size in (array.shape, layout))
+    sizes = array.shape, _sizes(array.chunk_layout.read_chunk)
+    shape, chunk = ([size[found.axes.index(a)] for a in AXES] for size in sizes)
     spec = make_spec(
         name,
         shape=(shape[0], shape[1], shape[2]),
@@ -158,9 +153,12 @@ def read_level(name: str, attributes: dict[str, Any], level: int) -> Level:
     if not ome.get("multiscales"):
         raise InputError(f"{name} is a Zarr group without OME metadata; give the path of the array inside it")
     try:
-        return _parse_level(name, ome, level)
+        found = _parse_level(name, ome, level)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise InputError(f"{name} has OME-Zarr metadata that make no sense: {error!r}; correct them") from error
+    made = attributes.get("emdvol")
+    source = [made.get(key) for key in ("source", "fingerprint")] if isinstance(made, dict) else None
+    return replace(found, digested=[ome, source])
 
 
 def _parse_level(name: str, ome: dict[str, Any], level: int) -> Level:
@@ -194,7 +192,6 @@ def _parse_level(name: str, ome: dict[str, Any], level: int) -> Level:
         origin=(z, y, x),
         channels=tuple(channels),
         format=f"OME-Zarr {version}",
-        digested=ome,
     )
 
 
@@ -218,11 +215,10 @@ def compose(transformations: Sequence[dict[str, Any]], rank: int) -> tuple[list[
 
 
 def _nanometres(name: str, axis: str, unit: str | None) -> float:
-    if not unit:
-        return 1.0
-    if unit.lower() not in NANOMETRES:
+    factor = nanometres(unit) if unit else 1.0
+    if factor is None:
         raise InputError(f"{name} measures {axis} in {unit}, expected a unit of length such as nanometer; correct it")
-    return NANOMETRES[unit.lower()]
+    return factor
 
 
 def _open_level(url: str, path: str, name: str) -> tuple[ts.TensorStore, dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Opening whatever holds a volume, deciding by looking at it, not at its name.
 
-    a URL, or a folder with Zarr metadata   -> OME-Zarr, or a plain 3D Zarr array
-    a folder with TIFF files                -> one section per file
-    a TIFF file                             -> one section per page
+a URL, or a folder with Zarr metadata   -> OME-Zarr, or a plain 3D Zarr array
+a folder with TIFF files                -> one section per file
+a TIFF file                             -> one section per page
 """
 
 from __future__ import annotations

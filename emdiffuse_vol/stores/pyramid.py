@@ -37,7 +37,8 @@ def downsample(block: NDArray[Any]) -> NDArray[Any]:
     cells = (*whole.shape[:-3], *(n // 2 for n in whole.shape[-3:]))
     total = np.zeros(cells, dtype=np.int32 if integer else np.float64)
     for corner in np.ndindex(2, 2, 2):
-        total += whole[(..., *(slice(start, None, 2) for start in corner))]
+        cell: Any = (..., *(slice(start, None, 2) for start in corner))
+        total += whole[cell]
     if not integer:
         return (total / 8).astype(block.dtype)
     # total / 8 rounded half to even: add 3, and 1 more when the quotient is odd.

@@ -7,6 +7,7 @@ fsync, rename). No cache is trusted across processes.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import tensorstore as ts
 
@@ -15,22 +16,18 @@ CHUNK = 16
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: str) -> None:
     """Raises ValueError where something is already there."""
-    _open(
-        path,
-        create=True,
-        metadata={
-            "shape": list(shape),
-            "data_type": dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [min(CHUNK, n) for n in shape]}},
-            "fill_value": 0,
-        },
-    )
+    metadata = {
+        "shape": list(shape),
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [min(CHUNK, n) for n in shape]}},
+        "fill_value": 0,
+    }
+    ts.open(_spec(path) | {"metadata": metadata}, create=True).result()
 
 
 def open_small(path: Path) -> ts.TensorStore:
-    return _open(path, open=True)
+    return ts.open(_spec(path), open=True).result()
 
 
-def _open(path: Path, **spec: object) -> ts.TensorStore:
-    options = {name: spec.pop(name) for name in ("create", "open") if name in spec}
-    return ts.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}, **spec}, **options).result()
+def _spec(path: Path) -> dict[str, Any]:
+    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}

@@ -32,15 +32,16 @@ def make_spec(
         raise InputError(f"{name} does not say its voxel size; give --voxel-size Z,Y,X in nanometres")
     if not all(isfinite(v) and v > 0 for v in voxel_size) or not all(map(isfinite, origin)):
         raise InputError(f"{name} has voxel size {voxel_size} nm, expected positive numbers; give --voxel-size Z,Y,X")
+    z, y, x = map(float, voxel_size)
     identity = {
         "format": format,
         "shape": list(shape),
         "dtype": dtype,
-        "voxel_size": list(voxel_size),
+        "voxel_size": [z, y, x],
         "origin": list(origin),
         "digest": digest,
     }
-    return VolumeSpec(shape, dtype, voxel_size, origin, chunk, identity)
+    return VolumeSpec(shape, dtype, (z, y, x), origin, chunk, identity)
 
 
 def digest_of(content: Any) -> str:

@@ -35,8 +35,11 @@ class Volume(Protocol):
     """A 3D grey image. ``url`` and the keyword arguments in ``options`` open it again with ``open_volume``, in
     another process."""
 
-    url: str
-    options: dict[str, Any]
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def options(self) -> dict[str, Any]: ...
 
     @property
     def spec(self) -> VolumeSpec: ...

@@ -19,7 +19,7 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     """Nearest (semi-)orthogonal matrix, roughly: singular values end between about 0.7 and 1.2."""
     a, b, c = 3.4445, -4.7750, 2.0315  # a quintic that grows small singular values fastest
     wide = matrix.shape[0] <= matrix.shape[1]
-    x = matrix if wide else matrix.T
+    x: Tensor = matrix if wide else matrix.T
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         gram = x @ x.T
@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

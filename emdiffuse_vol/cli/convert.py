@@ -1,0 +1,47 @@
+"""emdvol convert"""
+
+from __future__ import annotations
+
+import click
+
+from emdiffuse_vol.cli.options import INTS, channel_option, level_option, voxel_size_option
+
+
+@click.command()
+@click.argument("source", metavar="IN")
+@click.argument("out", metavar="OUT.zarr")
+@voxel_size_option
+@level_option
+@channel_option
+@click.option("--chunk", type=INTS, default=(64, 64, 64), help="Chunk in voxels; 64,64,64 when not given.")
+@click.option("--overwrite", is_flag=True, help="Replace a Zarr that is already there.")
+def command(
+    source: str,
+    out: str,
+    voxel_size: tuple[float, float, float] | None,
+    level: int,
+    channel: int | None,
+    chunk: tuple[int, int, int],
+    overwrite: bool,
+) -> None:
+    """Turn TIFF sections, a TIFF stack, OME-Zarr 0.4 or 0.5, or a plain Zarr array into a sharded OME-Zarr 0.5."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from emdiffuse_vol import __version__
+    from emdiffuse_vol.stores.convert import check_place, convert
+    from emdiffuse_vol.stores.opening import open_volume
+
+    check_place(out, overwrite)
+    volume = open_volume(source, voxel_size=voxel_size, level=level, channel=channel)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"Converting {volume.spec.shape} {volume.spec.dtype}", total=None)
+        convert(
+            volume,
+            out,
+            chunk=chunk,
+            overwrite=overwrite,
+            provenance={"software": {"emdiffuse_vol": __version__}},
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    click.echo(f"{out}: {volume.spec.shape} {volume.spec.dtype}, voxels {volume.spec.voxel_size} nm")
