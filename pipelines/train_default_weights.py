@@ -3,8 +3,8 @@
     python pipelines/train_default_weights.py DATA/fib25_train runs/default
 
 DATA/fib25_train holds ``grayscale_maps/*.png``, 250 sections of 250 x 250 pixels, isotropic. Settings:
-``configs/train-slab-fib25-cpu.json``. The part x >= 210 is never trained on: its lower half in y gives the calibration, the
-upper half the coverage written beside it. On two CPU cores this takes about an hour and a half.
+``configs/train-slab-fib25-cpu.json``. The part x >= 210 is never trained on: its lower half in y gives the
+calibration, the upper half the coverage written beside it. On two CPU cores this takes about an hour and a half.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GAPS = (2, 3, 4, 5, 6, 8, 10, 12)
 def main(data: Path, folder: Path) -> None:
     volume = np.stack([imread(path) for path in sorted((data / "grayscale_maps").glob("*.png"))])
     settings = FitSettings(**json.loads(CONFIG.read_text()))
-    greys = measure_greys(volume.shape, lambda box: volume[box.slices()])
+    greys, _ = measure_greys(volume.shape, lambda box: volume[box.slices()])
     torch.manual_seed(settings.seed)
     net = SlabNet().to(memory_format=torch.channels_last_3d)
     fit(net, [greys.normalise(volume[:, :, :TRAIN_X])], settings, folder, report)

@@ -18,6 +18,7 @@ from emdiffuse_vol.cli.options import FLOATS, INTS
 @click.option("--target-voxel-size", type=float, help="Output z spacing in nm, instead of --factor.")
 @click.option("--voxel-size", type=FLOATS, metavar="Z,Y,X", help="Input voxel size in nm, where the file lacks it.")
 @click.option("--level", type=int, help="Resolution level of the input.  [default: 0]")
+@click.option("--channel", type=int, help="Channel of an input that has several.")
 @click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Region of the input to reconstruct, in its voxels.")
 @click.option("--members", type=int, help="Members whose spread is the uncertainty.  [default: 4]")
 @click.option("--seed", type=int, help="Seed of the noise.  [default: 0]")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import product
 from typing import Any
 
@@ -47,12 +48,12 @@ def dtype_greys(dtype: str) -> GreyMap:
     return GreyMap(float(info.min), float(info.max))
 
 
-def measure_greys(shape: Triple, read: Callable[[Box], NDArray[Any]], cells: Triple = (8, 6, 6)) -> GreyMap:
-    """Percentiles of a sparse, evenly spread, fixed sample; empty (constant) places do not count.
+def measure_greys(shape: Triple, read: Callable[[Box], NDArray[Any]], cells: Triple = (8, 6, 6)) -> tuple[GreyMap, str]:
+    """Percentiles of a sparse, evenly spread, fixed sample, and a digest of it that tells one volume from another.
 
-    Raises InputError for NaN or infinity, and for a volume without contrast.
+    Empty (constant) places do not count. Raises InputError for NaN or infinity, and for a volume without contrast.
     """
-    samples = []
+    samples, digest = [], sha256()
     for index in product(*(range(c) for c in cells)):
         start = tuple(
             max(0, (n - s) * i // max(c - 1, 1)) for n, s, i, c in zip(shape, SAMPLE, index, cells, strict=True)
@@ -61,12 +62,13 @@ def measure_greys(shape: Triple, read: Callable[[Box], NDArray[Any]], cells: Tri
         box = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
         greys = read(box)
         check_finite(greys, box)
+        digest.update(np.ascontiguousarray(greys).tobytes())
         if greys.min() < greys.max():
             samples.append(greys.ravel())
     if samples:
         low, high = (float(p) for p in np.percentile(np.concatenate(samples), PERCENTILES))
         if low < high:
-            return GreyMap(low, high)
+            return GreyMap(low, high), digest.hexdigest()[:16]
     raise InputError("the volume has no contrast: every sampled place holds one constant grey value")
 
 

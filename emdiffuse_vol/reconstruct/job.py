@@ -36,6 +36,7 @@ class Request:
     target_voxel_size: float | None = None
     voxel_size: tuple[float, float, float] | None = None
     level: int = 0
+    channel: int | None = None
     roi: str | None = None
     members: int = 4
     seed: int = 0

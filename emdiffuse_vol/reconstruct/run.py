@@ -127,7 +127,8 @@ Notify = Callable[[Progress], None]
 
 def prepare(request: Request) -> Prepared:
     """Everything about a run that can be known before it starts. Raises one of our errors; writes nothing."""
-    return prepare_volume(request, open_volume(request.input, voxel_size=request.voxel_size, level=request.level))
+    volume = open_volume(request.input, voxel_size=request.voxel_size, level=request.level, channel=request.channel)
+    return prepare_volume(request, volume)
 
 
 def prepare_volume(request: Request, volume: Volume) -> Prepared:
@@ -149,12 +150,13 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
     sampling = Sampling(request.members, request.seed, request.sampler, request.steps, request.tile)
     predictor = build_predictor(weights.net, mode, sampling, device)
     plan = plan_blocks(mode, region, predictor.tiling, request.block, request.shard)
-    by_dtype = weights.metadata.get("greys") == "dtype"
-    greys = dtype_greys(spec.dtype) if by_dtype else measure_greys(spec.shape, volume.read)
+    greys, sample = measure_greys(spec.shape, volume.read)
+    if weights.metadata.get("greys") == "dtype":
+        greys = dtype_greys(spec.dtype)
     job = Job(
         input=volume.url,
         input_options=volume.options,
-        input_identity=spec.identity,
+        input_identity={**spec.identity, "sample": sample},
         input_shape=spec.shape,
         out=str(Path(request.out).absolute()),
         mode=request.mode,

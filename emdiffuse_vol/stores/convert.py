@@ -38,8 +38,8 @@ def convert(
 ) -> None:
     """Copy a volume to an OME-Zarr at ``out``, a local path. progress: called with shards done and in all.
 
-    overwrite: replace a Zarr that is there. provenance: JSON values kept in the output, under "emdvol". Raises OutputError, GeometryError, or InputError when reading fails; then
-    nothing is left.
+    overwrite: replace a Zarr that is there. provenance: JSON values kept in the output, under "emdvol". Raises
+    OutputError, GeometryError, or InputError when reading fails; then nothing is left.
     """
     place = check_place(out, overwrite)
     fresh = place.with_name(f".{place.name}.partial")

@@ -1,8 +1,8 @@
 """Calibration: one scale per gap that makes the spread honest.
 
 Convention: mean +- 1.645 * scale * spread is to hold the truth in 90 % of the predicted voxels. The scale is the 90th
-percentile of |error| / (1.645 * spread) on a part of a volume that no weight was trained on, and the coverage is measured
-on another such part. Both go through the engine a user runs, stored codes included.
+percentile of |error| / (1.645 * spread) on a part of a volume that no weight was trained on, and the coverage is
+measured on another such part. Both go through the engine a user runs, stored codes included.
 """
 
 from __future__ import annotations
