@@ -17,6 +17,7 @@ from emdiffuse_vol.geometry.boxes import Box, Triple
 from emdiffuse_vol.stores import phantom as module
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.phantom import PhantomVolume, phantom
+from emdiffuse_vol.stores.random_fields import shot
 
 ANISOTROPIC, ISOTROPIC = (40.0, 8.0, 8.0), (8.0, 8.0, 8.0)
 WHOLE = Box((-7, -50, 100), (17, 70, 220))
@@ -89,7 +90,7 @@ def test_seeds_differ_and_noise_is_white() -> None:
     box = Box.of((2, 128, 128))
     one, other = (phantom(box, ISOTROPIC, seed) for seed in (0, 1))
     assert np.mean(one == other) < 0.1
-    noise = module._shot(tuple(np.arange(n) * 8.0 for n in (8, 64, 64)), 0)  # type: ignore[arg-type]
+    noise = shot(tuple(np.arange(n) * 8.0 for n in (8, 64, 64)), 0)  # type: ignore[arg-type]
     assert abs(noise.mean()) < 0.02
     assert abs(noise.std() - 1) < 0.01
     assert abs(np.corrcoef(noise[..., 1:].ravel(), noise[..., :-1].ravel())[0, 1]) < 0.02

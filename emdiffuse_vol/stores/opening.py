@@ -13,6 +13,7 @@ from pathlib import Path
 from emdiffuse_vol.errors import InputError
 from emdiffuse_vol.stores.kvstore import absolute, is_remote
 from emdiffuse_vol.stores.ome_zarr import open_zarr
+from emdiffuse_vol.stores.phantom import PhantomVolume
 from emdiffuse_vol.stores.tiff import is_tiff, open_tiff, section_files
 from emdiffuse_vol.stores.volume import Nanometres, Volume
 
@@ -31,6 +32,8 @@ def open_volume(
     voxel_size: nm, z y x; overrides what the files say, and is needed where they say nothing. level: of an OME-Zarr.
     channel: index along its channel axis, needed when that has more than one. Raises InputError.
     """
+    if os.fspath(url).startswith("phantom:"):
+        return PhantomVolume.from_url(os.fspath(url))
     where = absolute(url)
     path = Path(where)
     if is_remote(where) or any((path / key).is_file() for key in ZARR_KEYS):

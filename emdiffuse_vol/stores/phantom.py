@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -25,13 +25,22 @@ from numpy.typing import NDArray
 
 from emdiffuse_vol.errors import InputError
 from emdiffuse_vol.geometry.boxes import Box, Triple, cell_box, cells_meeting
+from emdiffuse_vol.stores.random_fields import (
+    Axes,
+    Doubles,
+    Floats,
+    Integers,
+    Words,
+    key_of,
+    lattice_hash,
+    mix,
+    shot,
+    smooth,
+    uniform,
+    words,
+)
 from emdiffuse_vol.stores.spec import digest_of, make_spec
 from emdiffuse_vol.stores.volume import Nanometres, VolumeSpec
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Words = NDArray[np.uint64]
-Axes = tuple[Doubles, Doubles, Doubles]
 
 PATCH: Triple = (32, 64, 64)  # voxels painted at once: what fits the cache
 BRICK = 200.0  # nm; its voxels share a list of seeds
@@ -48,7 +57,7 @@ SCHEME = 1  # of the identity; changes with any change of the greys
 def phantom(box: Box, voxel_size: Nanometres, seed: int = 0) -> NDArray[np.uint8]:
     """Greys [z, y, x] of any box, also at negative positions. About a million voxels a second on one core."""
     result = np.empty(box.shape, np.uint8)
-    for index in cells_meeting(box, PATCH):
+    for index in () if box.empty else cells_meeting(box, PATCH):
         patch = cell_box(index, PATCH) & box
         z, y, x = (_positions(a, b, v) for a, b, v in zip(patch.start, patch.stop, voxel_size, strict=True))
         result[patch.slices(box.start)] = _paint((z, y, x), seed)
@@ -59,7 +68,7 @@ def phantom(box: Box, voxel_size: Nanometres, seed: int = 0) -> NDArray[np.uint8
 class _Tissue:
     """Facts of each seed on a block of lattice cells [z, y, x]; ``start`` is the first cell."""
 
-    start: NDArray[np.int64]
+    start: Integers
     place: Doubles  # [3, z, y, x] nm
     weight: Doubles  # nm^2, of the power diagram
     neurite: Words  # all seeds of one neurite share it
@@ -71,19 +80,19 @@ class _Tissue:
         """All seeds that can matter between two corners, in nm."""
         start, stop = _window(low, high)
         lattice = [np.arange(a, b) for a, b in zip(start, stop, strict=True)]
-        jitter = [_uniform(_hash(seed, salt, *lattice)) for salt in range(3)]
+        jitter = [uniform(lattice_hash(seed, salt, *lattice)) for salt in range(3)]
         corner = np.meshgrid(*lattice, indexing="ij")
         place = np.stack([(c + j) * CELL for c, j in zip(corner, jitter, strict=True)])
-        neurite, direction = _neurites(place, _hash(seed, 3, *lattice), seed)
-        chance = _uniform(_hash(seed, 4, *lattice))
+        neurite, direction = _neurites(place, lattice_hash(seed, 3, *lattice), seed)
+        chance = uniform(lattice_hash(seed, 4, *lattice))
         mitochondrion = np.where(chance < 0.13, 150 + 1500 * chance, 0.0)
-        weight = 24000 * _uniform(_hash(seed, 5, *lattice))
+        weight = 24000 * uniform(lattice_hash(seed, 5, *lattice))
         return _Tissue(start, place, weight, neurite, direction, mitochondrion)
 
     def near(self, corner: Doubles, points: Floats) -> _Tissue:
         """The seeds that matter to ``points`` [3, n] of a brick; flat, and both in nm from the brick's corner."""
         start, stop = (edge - self.start for edge in _window(corner, corner + BRICK))
-        window = (..., *(slice(a, b) for a, b in zip(start, stop, strict=True)))
+        window: Any = (..., *(slice(a, b) for a, b in zip(start, stop, strict=True)))
         place = self.place[window].reshape(3, -1) - corner[:, None]
         weight, mitochondrion = self.weight[window].ravel(), self.mitochondrion[window].ravel()
         low, high = (f(points, axis=1, keepdims=True) - place for f in (np.min, np.max))
@@ -92,11 +101,11 @@ class _Tissue:
         # The bisector of seeds i and j is (Dj - Di) / (2 |si - sj|) away, D being |p - s|^2 - w.
         limit = farthest + 2 * FAR * WIDEST + 100
         keep = (nearest - weight < limit) | (nearest < mitochondrion**2)
-        kept = [a[window].reshape(*a.shape[:-3], -1)[..., keep] for a in (self.neurite, self.direction)]
-        return _Tissue(self.start, place[:, keep], weight[keep], kept[0], kept[1], mitochondrion[keep])
+        neurite, direction = self.neurite[window].ravel(), self.direction[window].reshape(3, -1)
+        return _Tissue(self.start, place[:, keep], weight[keep], neurite[keep], direction[:, keep], mitochondrion[keep])
 
 
-def _window(low: Doubles, high: Doubles) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _window(low: Doubles, high: Doubles) -> tuple[Integers, Integers]:
     """Half-open range of lattice cells whose seeds can matter to the space between two corners."""
     return np.floor(low / CELL).astype(np.int64) - REACH, np.ceil(high / CELL).astype(np.int64) + REACH
 
@@ -105,11 +114,11 @@ def _neurites(place: Doubles, own: Words, seed: int) -> tuple[Words, Doubles]:
     """The rod of which a seed at ``place`` [3, ...] lies within the radius, or its own key; and its direction."""
     home = np.floor(place / ROD_CELL).astype(np.int64)
     depth, neurite = np.zeros(own.shape), own
-    direction = _unit(np.stack([_uniform(_mix(own + np.uint64(k))) for k in range(3)]))
+    direction = _unit(np.stack([uniform(mix(own + np.uint64(k))) for k in range(3)]))
     for offset in product((-1, 0, 1), repeat=3):
         rod = home + np.reshape(offset, (3, *[1] * own.ndim))
-        key = _mix(_mix(_mix(_key(seed, 6) + _words(rod[0])) + _words(rod[1])) + _words(rod[2]))
-        numbers = [_uniform(_mix(key + np.uint64(k))) for k in range(7)]
+        key = mix(mix(mix(key_of(seed, 6) + words(rod[0])) + words(rod[1])) + words(rod[2]))
+        numbers = [uniform(mix(key + np.uint64(k))) for k in range(7)]
         along = _unit(np.stack(numbers[3:6]))
         away = place - (rod + np.stack(numbers[:3])) * ROD_CELL
         t = np.clip((away * along).sum(0), -ROD_HALF, ROD_HALF)
@@ -122,30 +131,30 @@ def _neurites(place: Doubles, own: Words, seed: int) -> tuple[Words, Doubles]:
 
 def _paint(axes: Axes, seed: int) -> NDArray[np.uint8]:
     """Greys of the voxels at ``axes``."""
-    fine, coarse = _smooth(seed, 20, axes, 26), _smooth(seed, 21, axes, 75)
+    fine, coarse = smooth(seed, 20, axes, 26), smooth(seed, 21, axes, 75)
     cytoplasm, loaded, distance, depth, along = _cells(axes, seed)
     grey = cytoplasm + 9 * fine + 9 * coarse
 
-    reticulum = np.abs(_smooth(seed, 22, axes, 150)) * 70 + 40 * np.maximum(0, 0.45 - _smooth(seed, 23, axes, 400))
+    reticulum = np.abs(smooth(seed, 22, axes, 150)) * 70 + 40 * np.maximum(0, 0.45 - smooth(seed, 23, axes, 400))
     grey -= 45 * _bump(reticulum, 9) * (distance > 25)
     if loaded.any():
-        cluster = np.clip(4 * _smooth(seed, 24, axes, 330) + 0.5, 0, 1)
+        cluster = np.clip(4 * smooth(seed, 24, axes, 330) + 0.5, 0, 1)
         grey -= cluster * loaded * (distance > 24) * _vesicles(axes, seed)
 
     stripe = np.abs((along + 22 * coarse) / 46 % 1 - 0.5)  # a triangle wave: cristae
     matrix = 86 + 90 * (stripe - 0.25) * np.clip((depth - 12) / 8, 0, 1) - 26 * _bump(depth - 5, 7) + 5 * fine
     grey += (matrix - grey) * np.clip(depth / 5, 0, 1)
 
-    dense = np.clip(5 * _smooth(seed, 25, axes, 300) - 5.5, 0, 1)  # patches of thick dark membrane: synapses
+    dense = np.clip(5 * smooth(seed, 25, axes, 300) - 5.5, 0, 1)  # patches of thick dark membrane: synapses
     grey += (62 + 14 * coarse - 18 * dense - grey) * (0.95 * _bump(distance, MEMBRANE + 22 * dense))
-    grey += 11 * _shot(axes, seed)
+    grey += 11 * shot(axes, seed)
     return np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
 
 
 def _cells(axes: Axes, seed: int) -> Floats:
     """-> [5, z, y, x]: grey of the cytoplasm, 1 where vesicles may be, nm to the membrane, nm below the surface of a
     mitochondrion, nm along its axis."""
-    bend = [75 * _smooth(seed, 10 + k, axes, 420) + 21 * _smooth(seed, 13 + k, axes, 120) for k in range(3)]
+    bend = [75 * smooth(seed, 10 + k, axes, 420) + 21 * smooth(seed, 13 + k, axes, 120) for k in range(3)]
     bricks = [np.floor(p / BRICK).astype(np.int64) for p in axes]
     first, last = (np.array([b[i] for b in bricks]) * BRICK for i in (0, -1))
     tissue = _Tissue.around(first, last + BRICK, seed)
@@ -160,7 +169,7 @@ def _cells(axes: Axes, seed: int) -> Floats:
         owner, distance = _diagram(near, points)
         depth, along = _mitochondria(near, points, owner, distance)
         grey = _cytoplasm(near.neurite)[owner]
-        loaded = (_uniform(_mix(near.neurite + np.uint64(1))) < 0.45)[owner]
+        loaded = (uniform(mix(near.neurite + np.uint64(1))) < 0.45)[owner]
         for k, values in enumerate((grey, loaded, distance, depth, along)):
             result[k][place] = values.reshape(bent[0].shape)
     return result
@@ -208,47 +217,22 @@ def _vesicles(axes: Axes, seed: int, spacing: float = 56.0) -> Floats:
     are shifted at random, lest there be planes of vesicles."""
     (z, y, x), (_, iy, ix) = axes, (np.floor(p / spacing).astype(np.int64) for p in axes)
     rows, columns = np.arange(iy[0], iy[-1] + 1), np.arange(ix[0], ix[-1] + 1)
-    key = _hash(seed, 30, np.zeros(1, np.int64), rows, columns)
-    u = z[:, None, None] / spacing + _uniform(key)
-    key = _mix(key + _words(np.floor(u).astype(np.int64)))  # [z, rows, columns], one for each vesicle
-    dz, dy, dx = (18 * _uniform(_mix(key + np.uint64(k))) - 9 for k in range(3))
+    key = lattice_hash(seed, 30, np.zeros(1, np.int64), rows, columns)
+    u = z[:, None, None] / spacing + uniform(key)
+    key = mix(key + words(np.floor(u).astype(np.int64)))  # [z, rows, columns], one for each vesicle
+    dz, dy, dx = (18 * uniform(mix(key + np.uint64(k))) - 9 for k in range(3))
     there = np.ix_(np.arange(len(z)), iy - iy[0], ix - ix[0])
     square = (((u % 1 - 0.5) * spacing - dz) ** 2).astype(np.float32)[there]
     square += ((y - (iy + 0.5) * spacing).astype(np.float32)[:, None] - dy.astype(np.float32)[there]) ** 2
     square += ((x - (ix + 0.5) * spacing).astype(np.float32) - dx.astype(np.float32)[there]) ** 2
-    dark = np.where(_uniform(key) < 0.75, 50, 0).astype(np.float32)
+    dark = np.where(uniform(key) < 0.75, 50, 0).astype(np.float32)
     return dark[there] * _bump(np.sqrt(square) - 14, 9)
 
 
 def _cytoplasm(neurite: Words) -> Floats:
     """Grey of each neurite: most are light, some dark."""
-    u = _uniform(neurite)
+    u = uniform(neurite)
     return np.where(u < 0.14, 88 + 100 * u, 130 + 40 * u).astype(np.float32)
-
-
-def _shot(axes: Axes, seed: int) -> Floats:
-    """Noise of variance 1, independent in every voxel: the sum of four uniform numbers is nearly normal."""
-    lanes = _hash(seed, 40, *(np.rint(p * 1024).astype(np.int64) for p in axes))
-    total = sum((lanes >> np.uint64(16 * k) & np.uint64(0xFFFF)).astype(np.float32) for k in range(4))
-    return (np.asarray(total, np.float32) - 131070) * np.float32(3**0.5 / 65536)
-
-
-def _smooth(seed: int, salt: int, axes: Axes, spacing: float) -> Floats:
-    """Random numbers on a lattice through a cubic B-spline: about -2 to 2, standard deviation about 0.6."""
-    taps, lattice = [], []
-    for p in axes:
-        i = np.floor(p / spacing).astype(np.int64)
-        t = (p / spacing - i).astype(np.float32)
-        tt, ttt = t * t, t * t * t
-        weights = (1 - 3 * t + 3 * tt - ttt, 4 - 6 * tt + 3 * ttt, 1 + 3 * t + 3 * tt - 3 * ttt, ttt)
-        taps.append([(i - i[0] + k, w / 6) for k, w in enumerate(weights)])
-        lattice.append(np.arange(i[0] - 1, i[-1] + 3))
-    values = (6 * _uniform(_hash(seed, salt, *lattice)) - 3).astype(np.float32)
-    for axis in (2, 1, 0):  # z last: whole planes are then copied
-        shape = [1, 1, 1]
-        shape[axis] = -1
-        values = sum((values.take(i, axis) * w.reshape(shape) for i, w in taps[axis]), np.float32(0))
-    return values
 
 
 def _bump(distance: Floats, width: float | Floats) -> Floats:
@@ -261,46 +245,16 @@ def _positions(start: int, stop: int, step: float) -> Doubles:
     return np.rint(np.arange(start, stop) * step * 1024) / 1024
 
 
-def _runs(cells: NDArray[np.int64]) -> Iterator[tuple[int, slice]]:
+def _runs(cells: Integers) -> Iterator[tuple[int, slice]]:
     """Runs of equal numbers in a sorted array."""
     cuts = [0, *(np.flatnonzero(np.diff(cells)) + 1).tolist(), len(cells)]
-    return ((int(cells[a]), slice(a, b)) for a, b in zip(cuts, cuts[1:], strict=False))
-
-
-def _hash(seed: int, salt: int, z: NDArray[np.int64], y: NDArray[np.int64], x: NDArray[np.int64]) -> Words:
-    """64 random bits for each point of a grid."""
-    planes = _mix(_key(seed, salt) + _words(z))
-    rows = _mix(planes[:, None] + _words(y))
-    return _mix(rows[:, :, None] + _words(x))
-
-
-def _key(seed: int, salt: int) -> Words:
-    return _mix(_mix(np.array([seed % 2**64], np.uint64)) + np.uint64(salt))
-
-
-def _words(index: NDArray[np.int64]) -> Words:
-    return index.astype(np.int64).view(np.uint64)
-
-
-def _mix(x: Words) -> Words:
-    """The finaliser of splitmix64 (Steele et al. 2014, doi:10.1145/2660193.2660195); a bijection."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x ^= x >> np.uint64(shift)
-        x *= np.uint64(factor)
-    x ^= x >> np.uint64(31)
-    return x
-
-
-def _uniform(words: Words) -> Doubles:
-    """In [0, 1)."""
-    return (words >> np.uint64(11)) * 2.0**-53
+    return ((int(cells[a]), slice(a, b)) for a, b in pairwise(cuts))
 
 
 def _unit(numbers: Doubles) -> Doubles:
     """Numbers in [0, 1), [3, ...] -> a direction."""
-    centred = numbers - 0.5
-    return centred / np.sqrt((centred**2).sum(0) + 1e-9)
+    centred: Doubles = numbers - 0.5
+    return centred / np.asarray(np.sqrt((centred**2).sum(0) + 1e-9), np.float64)
 
 
 @dataclass(frozen=True)
