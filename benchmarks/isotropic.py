@@ -26,8 +26,8 @@ from emdiffuse_vol import __version__
 from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.metrics.image import psnr, ssim
 from emdiffuse_vol.metrics.interpolation import cubic, linear
-from emdiffuse_vol.metrics.seams import seam_statistic
-from emdiffuse_vol.metrics.spread import coverage, fair_crps, spread_skill
+from emdiffuse_vol.metrics.seams import face_differences
+from emdiffuse_vol.metrics.spread import score_spread
 from emdiffuse_vol.reconstruct.job import Request
 from emdiffuse_vol.reconstruct.run import prepare, reconstruct
 from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units
@@ -79,21 +79,28 @@ def score(volume: np.ndarray, factor: int) -> dict[str, Any]:
         name: {"psnr": psnr(image[missing], truth[missing]), "ssim": ssim(image[missing], truth[missing])}
         for name, image in methods.items()
     }
-    tile = prepared.plan.tiling.core[0]
-    planes = [z for z in range(tile, len(truth), tile) if missing[z] and missing[z - 1]]
+    spread = score_spread(mean[missing], uncertainty[missing], truth[missing])
+    # Faces between tiles along z, compared with those at the same distance from a section.
+    core = prepared.plan.tiling.core[0]
+    differences = face_differences(mean, axis=0)
+    seams = [
+        differences[z - 1] / differences[np.arange(len(differences)) % factor == (z - 1) % factor].mean()
+        for z in range(core, len(truth), core)
+    ]
     row = {
         "factor": factor,
         "gain_db": scores["ours"]["psnr"] - scores["linear"]["psnr"],
         "gain_ssim": scores["ours"]["ssim"] - scores["linear"]["ssim"],
         **{name: values for name, values in scores.items()},
-        "coverage_90": coverage(mean[missing], uncertainty[missing], truth[missing]),
-        "spread_skill": spread_skill(mean[missing], uncertainty[missing], truth[missing]),
-        "seam_planes": planes,
+        "coverage_90": spread.coverage,
+        "spread_skill": spread.spread_skill,
+        "seam_at_tile_faces": float(np.mean(seams)),
         "flop_per_voxel": plan["flop_per_voxel_network"],
         "flop_per_voxel_with_overlap": plan["flop_per_voxel"],
         "seconds_per_megavoxel": seconds / mean.size * 1e6,
     }
-    return {key: rounded(value) for key, value in row.items()}
+    result: dict[str, Any] = rounded(row)
+    return result
 
 
 def rounded(value: Any) -> Any:

@@ -29,7 +29,9 @@ def main(result: Path) -> None:
         "machine": platform.machine(),
         "runs": rows,
         "peak_4x_over_1x": round(rows["4x"]["peak_bytes"] / rows["1x"]["peak_bytes"], 3),
-        "predicted_over_peak": {name: round(row["predicted_bytes"] / row["peak_bytes"], 3) for name, row in rows.items()},
+        "predicted_over_peak": {
+            name: round(row["predicted_bytes"] / row["peak_bytes"], 3) for name, row in rows.items()
+        },
     }
     result.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))

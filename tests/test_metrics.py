@@ -62,7 +62,7 @@ def test_scores_at_the_limits() -> None:
 TABLE = {4: (28.11, 0.760), 5: (26.95, 0.716), 6: (25.94, 0.674), 8: (24.33, 0.598), 10: (23.14, 0.535)}
 
 
-@pytest.mark.parametrize("factor", [4, pytest.param(5, marks=pytest.mark.slow), 10])
+@pytest.mark.parametrize("factor", list(TABLE))
 def test_linear_interpolation_scores_as_published_on_fib25(data: Path, factor: int) -> None:
     from PIL import Image
 

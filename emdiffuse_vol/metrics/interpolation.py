@@ -26,9 +26,10 @@ def cubic(sections: NDArray[Any], factor: Fraction | int) -> Planes:
     """Catmull-Rom: through the sections, slopes from both neighbours; sections are mirrored at both ends."""
     below, t = _places(len(sections), factor)
     a, b, c, d = (_take(sections, reflect(below + k, len(sections))) for k in (-1, 0, 1, 2))
-    t = t[:, None, None]
+    u = t[:, None, None]
     slope, far_slope = (c - a) / 2, (d - b) / 2
-    return b + t * (slope + t * (3 * (c - b) - 2 * slope - far_slope + t * (2 * (b - c) + slope + far_slope)))
+    planes: Planes = b + u * (slope + u * (3 * (c - b) - 2 * slope - far_slope + u * (2 * (b - c) + slope + far_slope)))
+    return planes
 
 
 def linear_at(sections: NDArray[Any], below: NDArray[np.int64], t: Planes) -> Planes:

@@ -30,9 +30,10 @@ class Seam:
 
 
 def face_differences(image: NDArray[Any], axis: int) -> NDArray[np.float64]:
-    """[n voxels along the axis, ...] -> mean absolute difference across each of its n - 1 faces."""
+    """[z, y, x] with n voxels along the axis -> mean absolute difference across each of its n - 1 faces."""
     planes = np.moveaxis(image, axis, 0).astype(np.float32)
-    return np.abs(np.diff(planes, axis=0)).mean(axis=tuple(range(1, planes.ndim)), dtype=np.float64)
+    across: NDArray[np.float64] = np.abs(np.diff(planes, axis=0)).mean(axis=(1, 2), dtype=np.float64)
+    return across
 
 
 def seam(differences: NDArray[np.float64], faces: Iterable[int]) -> Seam:

@@ -1,0 +1,75 @@
+"""`make demo`: from nothing to an isotropic volume and a picture of it.
+
+    python pipelines/demo.py FOLDER
+
+The input is a real FIB-SEM stack where ``EMDVOL_DATA`` names a folder that holds ``fib25_val``, else the procedural phantom. Of
+an isotropic cube every tenth section is kept; the command a user types does the rest. FOLDER/panels.png shows the
+input, linear interpolation, the reconstruction, its uncertainty and the truth, cut along z.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from emdiffuse_vol.cli.main import main as emdvol
+from emdiffuse_vol.geometry.boxes import Box
+from emdiffuse_vol.metrics.image import psnr
+from emdiffuse_vol.metrics.interpolation import linear
+from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units
+from emdiffuse_vol.stores.phantom import PhantomVolume
+from emdiffuse_vol.viewing.panels import draw_panels
+
+FACTOR, NM, SIZE = 10, 10.0, 241
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    truth, source = sample_volume()
+    sections = truth[::FACTOR]
+    path = folder / "input.zarr"
+    if not path.exists():
+        voxel = (NM * FACTOR, NM, NM)
+        create_image(str(path), shape=sections.shape, dtype="uint8", voxel_size=voxel, chunk=(16, 64, 64))
+        finish(write_units(open_array(str(path), 0, "w"), Box.of(sections.shape), sections))
+    command = ["reconstruct", str(path), "--mode", "vEMDiffuse-a", "--out", str(folder / "iso.zarr")]
+    print(f"input: {source}, every {FACTOR}th section of {SIZE}\n$ emdvol {' '.join(command)}", flush=True)
+    emdvol([*command, "--dry-run"], standalone_mode=False)
+    emdvol(command, standalone_mode=False)
+    mean, codes = open_array(str(folder / "iso.zarr")).read().result()
+    interpolated = linear(sections, FACTOR)
+    missing = np.arange(SIZE) % FACTOR != 0
+    for name, image in (("linear interpolation", interpolated), ("emdvol", mean)):
+        print(f"{name}: {psnr(image[missing], truth[missing]):.2f} dB on the missing planes")
+    y = SIZE // 2
+    draw_panels(
+        folder / "panels.png",
+        sections[:, y],
+        interpolated[:, y],
+        mean[:, y],
+        codes[:, y] / 8,
+        truth[:, y],
+        factor=FACTOR,
+        pixel_nm=NM,
+    )
+    print(f"wrote {folder / 'iso.zarr'} and {folder / 'panels.png'}")
+
+
+def sample_volume() -> tuple[np.ndarray, str]:
+    """-> isotropic greys [z, y, x] and where they come from."""
+    data = Path(os.environ.get("EMDVOL_DATA") or ".") / "fib25_val" / "grayscale_maps"
+    if data.is_dir():
+        from skimage.io import imread
+
+        volume = np.stack([imread(p) for p in sorted(data.glob("*.png"))[:SIZE]])
+        return volume, "FIB-25, Drosophila medulla (CC-BY)"
+    shape = (SIZE, 250, 250)
+    phantom = PhantomVolume.from_url(f"phantom:{'x'.join(map(str, shape))}?voxel_size={NM},{NM},{NM}&seed=0")
+    return phantom.read(Box.of(shape)), "procedural phantom"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

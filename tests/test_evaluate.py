@@ -1,0 +1,157 @@
+"""`emdvol evaluate`: scores of missing planes only, whatever the blocks, beside linear interpolation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from emdiffuse_vol.cli.main import main
+from emdiffuse_vol.evaluation import scores as module
+from emdiffuse_vol.evaluation.scores import evaluate
+from emdiffuse_vol.geometry.boxes import Box
+from emdiffuse_vol.metrics.image import score_image
+from emdiffuse_vol.metrics.interpolation import linear
+from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units
+from emdiffuse_vol.stores.opening import open_volume
+from emdiffuse_vol.stores.phantom import PhantomVolume
+
+FACTOR, SHAPE = 4, (13, 40, 44)
+STEP = 1 / 8
+
+
+@pytest.fixture(scope="module")
+def truth() -> np.ndarray:
+    return PhantomVolume.of((15, *SHAPE[1:]), (8, 8, 8)).read(Box.of((15, *SHAPE[1:])))
+
+
+@pytest.fixture(scope="module")
+def mean(truth: np.ndarray) -> np.ndarray:
+    """Better than linear: half way from it to the truth."""
+    half = (linear(truth[: SHAPE[0] : FACTOR], FACTOR) + truth[: SHAPE[0]]) / 2
+    return np.rint(half).astype(np.uint8)
+
+
+def write(path: Path, greys: np.ndarray, attributes: dict[str, Any] | None = None) -> Path:
+    axes = "zyx" if greys.ndim == 3 else "czyx"
+    chunk = (*greys.shape[:-3], 16, 16, 16)
+    create_image(
+        str(path),
+        shape=greys.shape,
+        dtype=str(greys.dtype),
+        voxel_size=(8, 8, 8),
+        axes=axes,  # type: ignore[arg-type]
+        chunk=chunk,
+        attributes=attributes,
+    )
+    array = open_array(str(path), 0, "w")
+    size = greys.shape[-3:]
+    for index in np.ndindex(*(-(-n // 16) for n in size)):
+        start = tuple(16 * i for i in index)
+        box = Box(start, tuple(min(a + 16, n) for a, n in zip(start, size, strict=True)))  # type: ignore[arg-type]
+        finish(write_units(array, box, greys[(..., *box.slices())]))
+    return path
+
+
+def write_reconstruction(path: Path, mean: np.ndarray, sigma: np.ndarray, **geometry: Any) -> Path:
+    codes = np.rint(sigma / STEP).clip(0, 255).astype(np.uint8)
+    made = {
+        "sealed": True,
+        "geometry": {"factor": str(FACTOR), "first_plane": 0, **geometry},
+        "uncertainty": {"channel": 1, "step": STEP},
+    }
+    return write(path, np.stack([mean, codes]), {"emdvol": made})
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
+
+
+def test_scores_are_those_of_the_missing_planes(
+    tmp_path: Path, mean: np.ndarray, truth: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = truth[: SHAPE[0]]
+    missing = np.arange(SHAPE[0]) % FACTOR != 0
+    error = np.abs(mean.astype(float) - common)
+    sigma = np.where(missing[:, None, None], 10.0, 0.0) * np.ones(SHAPE)
+    recon = write_reconstruction(tmp_path / "iso.zarr", mean, sigma)
+    target = write(tmp_path / "truth.zarr", truth)
+    monkeypatch.setattr(module, "TILE", 17)
+    monkeypatch.setattr(module, "PLANES", 5)
+    result = run(recon, target, "--json", tmp_path / "scores.json")
+    assert result.exit_code == 0, result.output
+    assert "2 more planes" in result.output
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["planes"] == {"common": 13, "missing": 9}
+    assert scores["voxels"] == 9 * 40 * 44
+    planes = linear(common[::FACTOR], FACTOR)
+    for name, image in (("reconstruction", mean), ("linear", planes)):
+        expected = score_image(image[missing], common[missing], 255)
+        assert scores[name]["psnr"] == pytest.approx(expected.psnr, abs=1e-6)
+        assert scores[name]["ssim"] == pytest.approx(expected.ssim, abs=1e-5)
+    assert scores["gain"]["psnr"] > 3
+    assert scores["uncertainty"]["coverage"] == pytest.approx(np.mean(error[missing] <= 1.645 * 10))
+
+
+def test_a_stack_without_uncertainty_needs_the_factor(tmp_path: Path, mean: np.ndarray, truth: np.ndarray) -> None:
+    recon, target = write(tmp_path / "iso.zarr", mean), write(tmp_path / "truth.zarr", truth)
+    refused = run(recon, target)
+    assert refused.exit_code == 1
+    assert "--factor" in refused.output
+    result = run(recon, target, "--factor", FACTOR)
+    assert result.exit_code == 0, result.output
+    assert "gain" in result.output
+    assert "interval" not in result.output
+
+
+def test_first_plane_of_a_region_counts(tmp_path: Path, mean: np.ndarray, truth: np.ndarray) -> None:
+    part = slice(2, 11)
+    recon = write_reconstruction(tmp_path / "iso.zarr", mean[part], np.ones_like(mean[part]), first_plane=2)
+    target = write(tmp_path / "truth.zarr", truth[part])
+    run(recon, target, "--json", tmp_path / "scores.json")
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["planes"]["missing"] == sum(p % FACTOR != 0 for p in range(2, 11))
+    assert scores["linear"] is None  # planes 2, 3, 9 and 10 have a section on one side only
+
+
+def test_fractional_factor_has_no_baseline(tmp_path: Path, mean: np.ndarray, truth: np.ndarray) -> None:
+    recon = write_reconstruction(tmp_path / "iso.zarr", mean, np.ones_like(mean), factor="9/2")
+    target = write(tmp_path / "truth.zarr", truth)
+    result = run(recon, target, "--json", tmp_path / "scores.json")
+    assert "not scored" in result.output
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["planes"]["missing"] == 11  # of 13; planes 0 and 9 lie on sections
+    assert scores["linear"] is None
+
+
+def test_identical_volumes_give_valid_json(tmp_path: Path, truth: np.ndarray) -> None:
+    target = write(tmp_path / "truth.zarr", truth)
+    result = run(target, target, "--factor", 7, "--json", tmp_path / "scores.json")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "scores.json").read_text())["reconstruction"] == {"psnr": None, "ssim": 1.0}
+
+
+@pytest.mark.parametrize("shape", [(13, 40, 43), (12, 40, 44)])
+def test_volumes_that_do_not_fit_are_one_line_with_both_shapes(
+    tmp_path: Path, mean: np.ndarray, truth: np.ndarray, shape: tuple[int, int, int]
+) -> None:
+    recon = write(tmp_path / "iso.zarr", mean)
+    target = write(tmp_path / "truth.zarr", truth[: shape[0], : shape[1], : shape[2]])
+    result = run(recon, target, "--factor", FACTOR)
+    assert result.exit_code == 1
+    assert str(shape) in result.output
+    assert str(SHAPE) in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_progress_ends_at_the_total(tmp_path: Path, mean: np.ndarray, truth: np.ndarray) -> None:
+    recon, target = (open_volume(write(tmp_path / n, v)) for n, v in (("a.zarr", mean), ("b.zarr", truth)))
+    steps: list[tuple[int, int]] = []
+    missing = np.arange(13) % FACTOR != 0
+    evaluate(recon, None, target, missing, progress=lambda done, total: steps.append((done, total)))
+    assert steps[0][0] == 0
+    assert steps[-1][0] == steps[-1][1]
