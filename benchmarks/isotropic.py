@@ -91,7 +91,7 @@ def score(volume: np.ndarray, factor: int) -> dict[str, Any]:
         "factor": factor,
         "gain_db": scores["ours"]["psnr"] - scores["linear"]["psnr"],
         "gain_ssim": scores["ours"]["ssim"] - scores["linear"]["ssim"],
-        **{name: values for name, values in scores.items()},
+        **scores,
         "coverage_90": spread.coverage,
         "spread_skill": spread.spread_skill,
         "seam_at_tile_faces": float(np.mean(seams)),

@@ -2,4 +2,6 @@
 
 from emdiffuse_vol.cli.main import main
 
-main(prog_name="emdvol")
+# Guarded: worker processes of a dask cluster import this module again.
+if __name__ == "__main__":
+    main(prog_name="emdvol")

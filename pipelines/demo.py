@@ -2,9 +2,9 @@
 
     python pipelines/demo.py FOLDER
 
-The input is a real FIB-SEM stack where ``EMDVOL_DATA`` names a folder that holds ``fib25_val``, else the procedural phantom. Of
-an isotropic cube every tenth section is kept; the command a user types does the rest. FOLDER/panels.png shows the
-input, linear interpolation, the reconstruction, its uncertainty and the truth, cut along z.
+The input is a real FIB-SEM stack where ``EMDVOL_DATA`` names a folder that holds ``fib25_val``, else the procedural
+phantom. Of an isotropic cube every tenth section is kept; the command a user types does the rest. FOLDER/panels.png
+shows the input, linear interpolation, the reconstruction, its uncertainty and the truth, cut along z.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from emdiffuse_vol.metrics.image import psnr
 from emdiffuse_vol.metrics.interpolation import linear
 from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units
 from emdiffuse_vol.stores.phantom import PhantomVolume
-from emdiffuse_vol.viewing.panels import draw_panels
+from emdiffuse_vol.viewing.panels import draw_side_view
 
 FACTOR, NM, SIZE = 10, 10.0, 241
 
@@ -45,15 +45,14 @@ def main(folder: Path) -> None:
     for name, image in (("linear interpolation", interpolated), ("emdvol", mean)):
         print(f"{name}: {psnr(image[missing], truth[missing]):.2f} dB on the missing planes")
     y = SIZE // 2
-    draw_panels(
+    draw_side_view(
         folder / "panels.png",
         sections[:, y],
-        interpolated[:, y],
         mean[:, y],
-        codes[:, y] / 8,
-        truth[:, y],
-        factor=FACTOR,
-        pixel_nm=NM,
+        FACTOR,
+        NM,
+        uncertainty=codes[:, y] / 8,
+        truth=truth[:, y],
     )
     print(f"wrote {folder / 'iso.zarr'} and {folder / 'panels.png'}")
 
@@ -67,8 +66,7 @@ def sample_volume() -> tuple[np.ndarray, str]:
         volume = np.stack([imread(p) for p in sorted(data.glob("*.png"))[:SIZE]])
         return volume, "FIB-25, Drosophila medulla (CC-BY)"
     shape = (SIZE, 250, 250)
-    phantom = PhantomVolume.from_url(f"phantom:{'x'.join(map(str, shape))}?voxel_size={NM},{NM},{NM}&seed=0")
-    return phantom.read(Box.of(shape)), "procedural phantom"
+    return PhantomVolume.of(shape, (NM, NM, NM)).read(Box.of(shape)), "procedural phantom"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ def test_tables_are_those_of_the_committed_results() -> None:
     subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], check=True)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "emdiffuse_vol/models/weights/vemdiffuse-slab.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/architecture.md", "emdiffuse_vol/models/weights/vemdiffuse-slab.md"]
+)
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):

@@ -19,6 +19,7 @@ from emdiffuse_vol.metrics.interpolation import linear
 from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.phantom import PhantomVolume
+from emdiffuse_vol.stores.volume import VolumeSpec
 
 FACTOR, SHAPE = 4, (13, 40, 44)
 STEP = 1 / 8
@@ -155,3 +156,30 @@ def test_progress_ends_at_the_total(tmp_path: Path, mean: np.ndarray, truth: np.
     evaluate(recon, None, target, missing, progress=lambda done, total: steps.append((done, total)))
     assert steps[0][0] == 0
     assert steps[-1][0] == steps[-1][1]
+
+
+class Recorded:
+    """A flat volume that remembers the boxes read from it."""
+
+    url, options = "flat", {}
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.spec = VolumeSpec(shape, "uint8", (8.0, 8.0, 8.0))
+        self.boxes: list[Box] = []
+
+    def read(self, box: Box) -> np.ndarray:
+        assert box in Box.of(self.spec.shape)
+        self.boxes.append(box)
+        return np.full(box.shape, 7, np.uint8)
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+def test_memory_does_not_grow_with_the_volume(baseline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TILE", 32)
+    monkeypatch.setattr(module, "PLANES", 10)
+    ours, true = Recorded((401, 70, 40)), Recorded((401, 70, 40))
+    missing = np.arange(401) % 5 != 0
+    scores = evaluate(ours, None, true, missing, baseline=baseline)
+    assert scores["voxels"] == missing.sum() * 70 * 40
+    assert max(box.size for box in ours.boxes + true.boxes) <= 11 * 38 * 38
+    assert scores["gain"] is None or baseline

@@ -206,13 +206,13 @@ def test_blocks_read_all_their_planes_need(plan) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(plans())
-def test_layers_of_a_block_partition_it(plan) -> None:
+def test_pieces_of_a_block_partition_it(plan) -> None:
     block = plan[len(plan) - 1]
-    total = 0
-    for layer, tiles in plan.layers(block.write):
-        assert tiles and layer in block.write
-        total += layer.size
-    assert total == block.write.size
+    filled = np.zeros(block.write.shape, np.uint8)
+    for piece, tiles in plan.pieces(block.write):
+        assert tiles and piece in block.write
+        filled[piece.slices(block.write.start)] += 1
+    assert (filled == 1).all()
 
 
 def test_a_plan_of_a_cubic_millimetre_costs_nothing_until_asked() -> None:

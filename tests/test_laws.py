@@ -184,7 +184,7 @@ def predict_all(mode, predictor, sections: np.ndarray) -> np.ndarray:
         block.read,
         sections.shape,
     )
-    return predict_block(plan, block, predictor, greys, GreyMap(0, 255), 1.0).codes
+    return predict_block(plan, block, predictor, greys, GreyMap(0, 255), 1.0)
 
 
 class Grey:
@@ -243,7 +243,7 @@ def test_published_network_gives_the_same_voxels_in_any_block(published: UNet) -
         block = plan[index]
         source = mirror_source(block.read, sections.shape)
         greys = mirror_into(sections[source.slices()], source, block.read, sections.shape)
-        codes = predict_block(plan, block, predictor, greys, GreyMap(0, 255), 1.0).codes
+        codes = predict_block(plan, block, predictor, greys, GreyMap(0, 255), 1.0)
         assert (codes == whole[(slice(None), *block.write.slices())]).all()
 
 

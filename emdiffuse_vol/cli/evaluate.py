@@ -33,6 +33,7 @@ def command(
     import json
     from pathlib import Path
 
+    from rich.console import Console
     from rich.progress import Progress
 
     from emdiffuse_vol.errors import OutputError
@@ -51,7 +52,7 @@ def command(
     true = open_volume(truth, channel=channel, voxel_size=mean.spec.voxel_size)
     first = int(geometry.get("first_plane", 0))
     grid = AxialGrid(max(2, mean.spec.shape[0]), exact)
-    with Progress(transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("Comparing", total=None)
         scores = evaluate(
             mean,

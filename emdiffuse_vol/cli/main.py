@@ -42,6 +42,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except EmdvolError as error:
             raise click.ClickException(" ".join(str(error).split())) from error
+        except OSError as error:  # a disk, a permission or a path: not a bug of ours, not a matter for a traceback
+            raise click.ClickException(str(error)) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -20,6 +20,7 @@ def command(
 
     The same seed and place give the same tissue: a volume of 40,8,8 nm is every fifth plane of one of 8,8,8 nm.
     """
+    from rich.console import Console
     from rich.progress import Progress
 
     from emdiffuse_vol.stores.convert import check_place, convert
@@ -27,7 +28,7 @@ def command(
 
     check_place(out, overwrite)
     volume = PhantomVolume.of(shape, voxel_size, seed)
-    with Progress() as progress:
+    with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("Sampling", total=None)
         convert(
             volume,

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from emdiffuse_vol.errors import BlockError
 from emdiffuse_vol.executors import Task
 from emdiffuse_vol.executors.local import AHEAD
 
@@ -41,6 +42,7 @@ class DaskExecutor:
 
     def run(self, task: Task, numbers: Iterable[int]) -> Iterator[Any]:
         from distributed import as_completed
+        from distributed.scheduler import KilledWorker
 
         rest = iter(numbers)
         shared = self.client.scatter(task, broadcast=True, hash=False)
@@ -50,7 +52,10 @@ class DaskExecutor:
 
         futures = as_completed(submit(self.workers * (1 + AHEAD)))
         for future in futures:
-            result = future.result()
+            try:
+                result = future.result()
+            except KilledWorker as error:
+                raise BlockError(f"worker processes died again and again at one block: {error}") from error
             future.release()
             for new in submit(1):
                 futures.add(new)

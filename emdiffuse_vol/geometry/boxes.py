@@ -93,8 +93,8 @@ def cell_box(index: Triple, cell: Triple) -> Box:
 
 def cells_meeting(box: Box, cell: Triple) -> Iterator[Triple]:
     """Indices of the cells that share voxels with ``box``, in z y x order."""
-    ranges = (range(a // c, ceil_div(b, c)) for a, b, c in zip(box.start, box.stop, cell, strict=True))
-    return (index for index in product(*ranges))
+    z, y, x = (range(a // c, ceil_div(b, c)) for a, b, c in zip(box.start, box.stop, cell, strict=True))
+    return product(z, y, x)
 
 
 def reflect(index: NDArray[np.int64], size: int) -> NDArray[np.int64]:

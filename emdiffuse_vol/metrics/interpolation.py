@@ -28,8 +28,8 @@ def cubic(sections: NDArray[Any], factor: Fraction | int) -> Planes:
     a, b, c, d = (_take(sections, reflect(below + k, len(sections))) for k in (-1, 0, 1, 2))
     u = t[:, None, None]
     slope, far_slope = (c - a) / 2, (d - b) / 2
-    planes: Planes = b + u * (slope + u * (3 * (c - b) - 2 * slope - far_slope + u * (2 * (b - c) + slope + far_slope)))
-    return planes
+    planes = b + u * (slope + u * (3 * (c - b) - 2 * slope - far_slope + u * (2 * (b - c) + slope + far_slope)))
+    return np.asarray(planes, np.float32)
 
 
 def linear_at(sections: NDArray[Any], below: NDArray[np.int64], t: Planes) -> Planes:

@@ -21,7 +21,7 @@ from emdiffuse_vol.geometry.boxes import Box, Triple
 
 FloatArray = NDArray[np.float32]
 PERCENTILES = (0.5, 99.5)
-SAMPLE = (4, 64, 64)
+SAMPLE, CELLS = (1, 128, 128), (16, 4, 4)  # voxels at a place, and places
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ def dtype_greys(dtype: str) -> GreyMap:
     return GreyMap(float(info.min), float(info.max))
 
 
-def measure_greys(shape: Triple, read: Callable[[Box], NDArray[Any]], cells: Triple = (8, 6, 6)) -> tuple[GreyMap, str]:
+def measure_greys(shape: Triple, read: Callable[[Box], NDArray[Any]]) -> tuple[GreyMap, str]:
     """Percentiles of a sparse, evenly spread, fixed sample, and a digest of it that tells one volume from another.
 
     Empty (constant) places do not count. Raises InputError for NaN or infinity, and for a volume without contrast.
     """
     samples, digest = [], sha256()
-    for index in product(*(range(c) for c in cells)):
+    for index in product(*(range(c) for c in CELLS)):
         start = tuple(
-            max(0, (n - s) * i // max(c - 1, 1)) for n, s, i, c in zip(shape, SAMPLE, index, cells, strict=True)
+            max(0, (n - s) * i // max(c - 1, 1)) for n, s, i, c in zip(shape, SAMPLE, index, CELLS, strict=True)
         )
         stop = tuple(min(n, a + s) for n, a, s in zip(shape, start, SAMPLE, strict=True))
         box = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))

@@ -139,4 +139,4 @@ class BlockOfArray:
         context = context_for(self.job)
         read = context.plan[index].read
         source = mirror_source(read, self.job.input_shape)
-        return context.predict(index, mirror_into(greys, source, read, self.job.input_shape)).codes
+        return context.predict(index, mirror_into(greys, source, read, self.job.input_shape))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from emdiffuse_vol.geometry.boxes import Triple
-from emdiffuse_vol.stores.small_arrays import create_array, open_small
+from emdiffuse_vol.stores.small_arrays import create_array, open_small, write_elements
 
 PENDING, DONE = 0, 1
 FIELDS = {"p99": "float32", "mean": "float32", "seconds": "float32"}
@@ -59,10 +59,7 @@ class Ledger:
 
     def record(self, receipt: Receipt) -> None:
         place: Any = np.unravel_index(receipt.index, self.grid)
-        writes = [
-            array[place].write(getattr(receipt, field)) for field, array in self._arrays.items() if field != "state"
-        ]
-        for write in writes:
-            write.result()
-        self._arrays["state"][place].write(DONE).result()
+        statistics = {field: getattr(receipt, field) for field in self._arrays if field != "state"}
+        write_elements({self._arrays[field]: value for field, value in statistics.items()}, place)
+        write_elements({self._arrays["state"]: DONE}, place)
         self.state[receipt.index] = DONE

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from itertools import islice
+from itertools import groupby, islice
 from math import prod
 
 from emdiffuse_vol.errors import GeometryError
@@ -67,15 +67,18 @@ class Plan:
         cell = cell_box((index // (height * width), index // width % height, index % width), self.block)
         return cell.shift(self.region.start) & self.region
 
-    def layers(self, write: Box) -> Iterator[tuple[Box, list[Triple]]]:
-        """The tiles of a block, by layers of one tile's height, each with the part of ``write`` it completes."""
-        by_layer: dict[int, list[Triple]] = {}
-        for tile in self.tiling.tiles_for(write):
-            by_layer.setdefault(tile[0], []).append(tile)
+    def pieces(self, write: Box) -> Iterator[tuple[Box, list[Triple]]]:
+        """Parts of a block that can be finished one by one, each with the tiles that contribute to it.
+
+        Where tiles are exact a piece is one tile's cell; where they are blended, all cells of one height.
+        """
         height = self.tiling.core[0]
-        for k, tiles in by_layer.items():
-            layer = Box((k * height, *write.start[1:]), ((k + 1) * height, *write.stop[1:]))
-            yield layer & write, tiles
+        for k, tiles in groupby(self.tiling.tiles_for(write), key=lambda tile: tile[0]):
+            if self.tiling.blend:
+                layer = Box((k * height, *write.start[1:]), ((k + 1) * height, *write.stop[1:]))
+                yield layer & write, list(tiles)
+            else:
+                yield from ((cell_box(tile, self.tiling.core) & write, [tile]) for tile in tiles)
 
     def computed_voxels(self, index: int) -> int:
         """Voxels the network computes for a block, halos and padding included."""

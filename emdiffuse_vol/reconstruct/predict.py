@@ -239,42 +239,29 @@ def count_flops(net: torch.nn.Module, run: Any) -> int:
     return int(counter.get_total_flops())
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """codes: [2, z, y, x], mean and uncertainty as stored; p99 and mean of the uncertainty, in greys."""
-
-    codes: NDArray[Any]
-    p99: float
-    mean: float
-
-
 def predict_block(
     plan: Plan, block: Block, predictor: Predictor, sections: NDArray[Any], greys: GreyMap, scale: float
-) -> Prediction:
-    """sections: stored greys of ``block.read``; scale: calibration, stored uncertainty over the members' spread."""
+) -> NDArray[Any]:
+    """-> [2, z, y, x], mean and uncertainty as stored, of ``block.write``.
+
+    sections: stored greys of ``block.read``; scale: calibration, stored uncertainty over the members' spread.
+    """
     codes = Codes(str(sections.dtype))
     result = np.empty((2, *block.write.shape), sections.dtype)
-    total, largest = 0.0, []
-    for layer, tiles in plan.layers(block.write):
-        sums = np.zeros((1 + predictor.members, *layer.shape), np.float32)
+    for piece, tiles in plan.pieces(block.write):
+        sums = np.zeros((1 + predictor.members, *piece.shape), np.float32)
         predicted = [tile for tile in tiles if not _measured(plan, tile)]
         for batch in _batches(predicted, predictor.batch):
-            _add_tiles(plan, batch, predictor, sections, block.read, greys, layer, sums)
+            _add_tiles(plan, batch, predictor, sections, block.read, greys, piece, sums)
         if not np.isfinite(sums).all():
-            raise BlockError(
-                f"block {block.index} ({block.write}): the network gave NaN or infinity; nothing was written"
-            )
+            raise BlockError(f"block {block.index} ({block.write}): the network gave NaN or infinity; not written")
         mean, members = sums[0], sums[1:]
-        spread = np.sqrt(np.square(members - mean).sum(axis=0) / np.float32(max(predictor.members - predictor.lost, 1)))
-        uncertainty = greys.restore_spread(spread * np.float32(scale))
-        part = result[(slice(None), *layer.slices(block.write.start))]
+        spread = np.sqrt(np.square(members - mean).sum(axis=0) / np.float32(predictor.members - predictor.lost))
+        part = result[(slice(None), *piece.slices(block.write.start))]
         part[0] = codes.mean(greys.restore(mean))
-        part[1] = codes.uncertainty(uncertainty)
-        _copy_measured(plan, layer, sections, block.read, part, uncertainty)
-        total += float(uncertainty.sum(dtype=np.float64))
-        largest.append(np.percentile(uncertainty, 99))
-    # Layers of a block are of like size; their mean 99th percentile is the block's, near enough for a map.
-    return Prediction(result, float(np.mean(largest)), total / block.write.size)
+        part[1] = codes.uncertainty(greys.restore_spread(spread * np.float32(scale)))
+        _copy_measured(plan, piece, sections, block.read, part)
+    return result
 
 
 def _add_tiles(
@@ -284,19 +271,19 @@ def _add_tiles(
     sections: NDArray[Any],
     read: Box,
     greys: GreyMap,
-    layer: Box,
+    piece: Box,
     sums: FloatArray,
 ) -> None:
-    """Predict a batch of tiles and add their weighted mean and members to ``sums`` of a layer."""
+    """Predict a batch of tiles and add their weighted mean and members to ``sums`` of a piece of a block."""
     window = plan.tiling.window()
     means, members = predictor([_tile(plan, tile, sections, read, greys) for tile in batch])
     for tile, mean, member in zip(batch, means, members, strict=True):
         box = plan.tiling.input_box(tile)
-        part = plan.tiling.reach_box(tile) & layer
+        part = plan.tiling.reach_box(tile) & piece
         if part.empty:
             continue
         inside, weights = part.slices(box.start), window[part.slices(box.start)]
-        target = part.slices(layer.start)
+        target = part.slices(piece.start)
         sums[(0, *target)] += weights * mean[inside]
         sums[(slice(1, None), *target)] += weights * member[(slice(None), *inside)]
 
@@ -315,16 +302,13 @@ def _measured(plan: Plan, tile: Triple) -> bool:
     return bool(plan.mode.axial.measured(np.arange(cell.start[0], cell.stop[0])).all())
 
 
-def _copy_measured(
-    plan: Plan, layer: Box, sections: NDArray[Any], read: Box, part: NDArray[Any], uncertainty: FloatArray
-) -> None:
-    planes = np.arange(layer.start[0], layer.stop[0])
-    _, y, x = layer.slices(read.start)
+def _copy_measured(plan: Plan, piece: Box, sections: NDArray[Any], read: Box, part: NDArray[Any]) -> None:
+    planes = np.arange(piece.start[0], piece.stop[0])
+    _, y, x = piece.slices(read.start)
     for k in np.flatnonzero(plan.mode.axial.measured(planes)):
         section, _ = plan.mode.axial.locate(planes[k : k + 1])
         part[0, k] = sections[int(section[0]) - read.start[0], y, x]
         part[1, k] = 0
-        uncertainty[k] = 0
 
 
 def _batches(tiles: list[Triple], size: int) -> Iterator[list[Triple]]:

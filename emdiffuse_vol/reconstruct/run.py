@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emdiffuse_vol.diffusion.samplers import SAMPLERS
 from emdiffuse_vol.errors import ConfigError, OutputError
 from emdiffuse_vol.executors import EXECUTORS, Executor, make_executor
 from emdiffuse_vol.executors.local import AHEAD
@@ -72,12 +73,12 @@ class Prepared:
     def memory_bytes(self) -> int:
         """Peak memory of one process with ``workers`` networks: it depends on tile and block, not on the volume."""
         block = self.plan[0]
-        layer = min(self.plan.tiling.core[0], block.write.shape[0]) * block.write.shape[1] * block.write.shape[2]
+        piece, _ = next(self.plan.pieces(block.write))
         # Sums of the mean and the members, and as much again while the spread is taken.
-        layers = 4 * layer * (2 * self.request.members + 5)
+        sums = 4 * piece.size * (2 * self.request.members + 5)
         held = self.itemsize * (block.read.size + 2 * block.write.size)
         workers = self.request.workers
-        return int(BASE_BYTES + workers * (self.predictor.memory() + layers) + (workers + AHEAD) * held)
+        return int(BASE_BYTES + workers * (self.predictor.memory() + sums) + (workers + AHEAD) * held)
 
     def summary(self) -> dict[str, Any]:
         """The plan, as JSON values."""
@@ -138,6 +139,10 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
         raise ConfigError(f"members is {request.members}; a spread needs at least 2")
     if request.workers < 1:
         raise ConfigError(f"workers is {request.workers}; at least 1 is needed")
+    if request.sampler not in SAMPLERS:
+        raise ConfigError(f"sampler {request.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
+    if request.steps < 1:
+        raise ConfigError(f"steps is {request.steps}; at least 1 is needed")
     if request.executor not in EXECUTORS:
         raise ConfigError(f"executor {request.executor!r} is unknown; choose one of {', '.join(EXECUTORS)}")
     spec = volume.spec
@@ -201,6 +206,8 @@ def calibration(weights: Weights, name: str, gap: float) -> float | None:
 def reconstruct(request: Request, notify: Notify = lambda progress: None) -> Output:
     """Run a request to its end, or continue it. Returns the sealed output."""
     prepared = prepare(request)
+    if Path(request.out).resolve() == Path(request.input).resolve():
+        raise OutputError(f"--out {request.out} is the input; choose another place")
     output = Output(Path(request.out))
     output.open_or_create(prepared, request.overwrite)
     if output.sealed:

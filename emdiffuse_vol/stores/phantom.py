@@ -267,7 +267,7 @@ class PhantomVolume:
 
     @property
     def url(self) -> str:
-        shape, size = "x".join(map(str, self.spec.shape)), ",".join(f"{v:g}" for v in self.spec.voxel_size)
+        shape, size = "x".join(map(str, self.spec.shape)), ",".join(f"{v:.12g}" for v in self.spec.voxel_size)
         return f"phantom:{shape}?voxel_size={size}&seed={self.seed}"
 
     def read(self, box: Box) -> NDArray[Any]:

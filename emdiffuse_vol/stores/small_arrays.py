@@ -11,6 +11,9 @@ from typing import Any
 
 import tensorstore as ts
 
+from emdiffuse_vol.errors import OutputError
+from emdiffuse_vol.stores.kvstore import reason
+
 CHUNK = 16
 
 
@@ -27,6 +30,15 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: str) -> None:
 
 def open_small(path: Path) -> ts.TensorStore:
     return ts.open(_spec(path), open=True).result()
+
+
+def write_elements(values: dict[ts.TensorStore, float], place: tuple[int, ...]) -> None:
+    """Write one element of several arrays; on disk when it returns. Raises OutputError when it cannot be written."""
+    try:
+        for future in [array[place].write(value) for array, value in values.items()]:
+            future.result()
+    except ValueError as error:
+        raise OutputError(f"the ledger cannot be written: {reason(error)}") from error
 
 
 def _spec(path: Path) -> dict[str, Any]:
