@@ -28,7 +28,7 @@ from emdiffuse_vol.training.fit import FitSettings, fit
 NAME = "vemdiffuse-slab"
 CONFIG = Path(__file__).parents[1] / "configs" / "train-slab-fib25-cpu.json"
 TRAIN_X = 210
-GAPS = (2, 3, 4, 5, 6, 8, 10, 12)
+GAPS = (4, 5, 6, 8, 10)
 
 
 def main(data: Path, folder: Path) -> None:
@@ -43,7 +43,7 @@ def main(data: Path, folder: Path) -> None:
     depth, height, width = volume.shape
     lower = Box((0, 0, TRAIN_X), (depth, height // 2, width))
     upper = Box((0, height // 2, TRAIN_X), (depth, height, width))
-    calibration = calibrate(str(path), volume, lower, upper, GAPS, tile=(64, 64, 40))
+    calibration = calibrate(str(path), volume, lower, upper, GAPS, tile=(64, 128, 52))
     write(path, net, settings, calibration)
     print(json.dumps(asdict(calibration), indent=2))
 

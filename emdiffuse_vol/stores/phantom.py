@@ -25,15 +25,14 @@ from numpy.typing import NDArray
 
 from emdiffuse_vol.errors import InputError
 from emdiffuse_vol.geometry.boxes import Box, Triple, cell_box, cells_meeting
+from emdiffuse_vol.geometry.hashing import Words, mix
 from emdiffuse_vol.stores.random_fields import (
     Axes,
     Doubles,
     Floats,
     Integers,
-    Words,
     key_of,
     lattice_hash,
-    mix,
     shot,
     smooth,
     uniform,

@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from emdiffuse_vol.geometry.hashing import Words, mix
+
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-Words = NDArray[np.uint64]
 Integers = NDArray[np.int64]
 Axes = tuple[Doubles, Doubles, Doubles]
 
@@ -56,16 +57,6 @@ def key_of(seed: int, salt: int) -> Words:
 
 def words(index: Integers) -> Words:
     return index.astype(np.int64).view(np.uint64)
-
-
-def mix(x: Words) -> Words:
-    """The finaliser of splitmix64 (Steele et al. 2014, doi:10.1145/2660193.2660195); a bijection."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x ^= x >> np.uint64(shift)
-        x *= np.uint64(factor)
-    x ^= x >> np.uint64(31)
-    return x
 
 
 def uniform(words: Words) -> Doubles:
