@@ -83,10 +83,9 @@ def score(volume: np.ndarray, factor: int) -> dict[str, Any]:
     # Faces between tiles along z, compared with those at the same distance from a section.
     core = prepared.plan.tiling.core[0]
     differences = face_differences(mean, axis=0)
-    seams = [
-        differences[z - 1] / differences[np.arange(len(differences)) % factor == (z - 1) % factor].mean()
-        for z in range(core, len(truth), core)
-    ]
+    phase = np.arange(len(differences)) % factor
+    relative = differences / np.array([differences[phase == p].mean() for p in range(factor)])[phase]
+    seams = relative[core - 1 :: core]
     row = {
         "factor": factor,
         "gain_db": scores["ours"]["psnr"] - scores["linear"]["psnr"],
@@ -94,7 +93,8 @@ def score(volume: np.ndarray, factor: int) -> dict[str, Any]:
         **scores,
         "coverage_90": spread.coverage,
         "spread_skill": spread.spread_skill,
-        "seam_at_tile_faces": float(np.mean(seams)),
+        "seam_at_tile_faces": float(seams.mean()),
+        "seam_scatter_of_other_faces": float(relative.std() / len(seams) ** 0.5),
         "flop_per_voxel": plan["flop_per_voxel_network"],
         "flop_per_voxel_with_overlap": plan["flop_per_voxel"],
         "seconds_per_megavoxel": seconds / mean.size * 1e6,

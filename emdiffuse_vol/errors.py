@@ -8,7 +8,8 @@
     |-- ConfigError      a configuration file or option that says nothing we know
     `-- BlockError       a block whose computation gave something that is not data
 
-The command line prints the message and exits with status 1. Anything else that escapes is a bug.
+The command line prints the message and exits with status 1, as it does for errors of the operating system (a full
+disk, a missing permission). Anything else that escapes is a bug.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def main(data: Path, folder: Path) -> None:
     net = SlabNet().to(memory_format=torch.channels_last_3d)
     fit(net, [greys.normalise(volume[:, :, :TRAIN_X])], settings, folder, report)
     path = folder / f"{NAME}.safetensors"
-    write(path, net, settings, Calibration({}, {}))
+    write(path, net, settings, None)
     depth, height, width = volume.shape
     lower = Box((0, 0, TRAIN_X), (depth, height // 2, width))
     upper = Box((0, height // 2, TRAIN_X), (depth, height, width))
@@ -48,7 +48,7 @@ def main(data: Path, folder: Path) -> None:
     print(json.dumps(asdict(calibration), indent=2))
 
 
-def write(path: Path, net: SlabNet, settings: FitSettings, calibration: Calibration) -> None:
+def write(path: Path, net: SlabNet, settings: FitSettings, calibration: Calibration | None) -> None:
     save_weights(
         path,
         net,
@@ -56,9 +56,9 @@ def write(path: Path, net: SlabNet, settings: FitSettings, calibration: Calibrat
         config={},
         modes=["vEMDiffuse-i", "vEMDiffuse-a"],
         name=NAME,
-        factors=[1.5, 14],
+        gaps=[1.5, 14],
         greys="percentiles",
-        calibration=asdict(calibration),
+        calibration=asdict(calibration) if calibration else {},
         training={
             "data": "FIB-25 Drosophila medulla FIB-SEM, training_sample1 of janelia-flyem/neuroproof_examples, x < 210",
             "licence": "CC-BY; greys cropped, normalised and resampled",

@@ -21,7 +21,7 @@ from volumes import read, small_request, smooth_volume, write_volume, write_weig
 
 from emdiffuse_vol.cli.main import COMMANDS, main
 from emdiffuse_vol.models.checkpoints import save_weights
-from emdiffuse_vol.reconstruct import run
+from emdiffuse_vol.reconstruct import resources, run
 from emdiffuse_vol.reconstruct.job import Request
 
 
@@ -171,10 +171,20 @@ def test_bad_configuration_is_refused_with_its_path(stack: Path, settings, says)
         (["--voxel-size", "8,10,10"], "already as fine"),
         (["--members", "1"], "at least 2"),
         (["--workers", "0"], "at least 1"),
+        (["--seed", "-1"], "0 to 2^64"),
+        (["--sampler", "euler"], "choose one of ancestral"),
+        (["--steps", "0"], "at least 1"),
+        (["--device", "tpu"], "is not here"),
+        (["--precision", "float64"], "choose one of auto, float32, bfloat16"),
+        (["--tile", "3,3,3"], "is not a multiple"),
+        (["--factor", "1e30"], "no plain number"),
+        (["--target-voxel-size", "0.00001"], "is no size"),
+        (["--factor", "2.5", "--roi", "1:2,0:40,0:50"], "holds no plane"),
+        (["--out", "s3://bucket/iso.zarr"], "is a URL"),
         (["--executor", "cloud"], "choose one of local, dask"),
         (["--device", "cuda"], "finds no CUDA device"),
         (["--weights", "nowhere.safetensors"], "no weights nowhere.safetensors"),
-        (["--voxel-size", "500,10,10"], "serve factors"),
+        (["--voxel-size", "500,10,10"], "pixels apart"),
     ],
 )
 def test_mistakes_are_one_line(stack: Path, more, says) -> None:
@@ -207,6 +217,33 @@ def test_volume_without_voxel_size_or_depth(tmp_path: Path) -> None:
     )
 
 
+def test_the_input_is_never_an_output(stack: Path) -> None:
+    for out in (stack, stack / "iso.zarr", stack.parent):
+        refused("reconstruct", stack, "--out", out, "--overwrite", "--dry-run", says="in the input")
+
+
+def test_overwrite_continues_what_already_has_these_settings(stack: Path) -> None:
+    assert emdvol(*reconstruct(stack))[0] == 0
+    before = (stack.parent / "out.zarr" / "zarr.json").stat().st_ino
+    assert emdvol(*reconstruct(stack, "--overwrite"))[0] == 0
+    assert (stack.parent / "out.zarr" / "zarr.json").stat().st_ino == before
+    assert emdvol(*reconstruct(stack, "--overwrite", "--seed", 4))[0] == 0
+    assert (stack.parent / "out.zarr" / "zarr.json").stat().st_ino != before
+    assert not list(stack.parent.glob(".out*"))
+
+
+def test_a_damaged_output_is_refused_in_one_line(stack: Path) -> None:
+    assert emdvol(*reconstruct(stack))[0] == 0
+    group = stack.parent / "out.zarr" / "zarr.json"
+    attributes = json.loads(group.read_text())
+    attributes["attributes"]["emdvol"]["sealed"] = False
+    group.write_text(json.dumps(attributes))
+    shutil.rmtree(stack.parent / "out.zarr" / "ledger" / "p99")
+    refused(*reconstruct(stack), says="the ledger is damaged")
+    group.write_text("[1]")
+    refused(*reconstruct(stack), says="is no output of emdvol")
+
+
 def test_weights_that_do_not_fit_say_how(stack: Path) -> None:
     path = stack.parent / "w.safetensors"
     state = load_file(path)
@@ -223,10 +260,10 @@ def test_output_that_cannot_be_written_or_does_not_fit(stack: Path, monkeypatch:
     (stack.parent / "file").write_text("")
     refused(*reconstruct(stack, "--out", stack.parent / "file" / "out.zarr"), says="cannot")
     usage = shutil.disk_usage(stack.parent)
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     refused(*reconstruct(stack), says="free some space")
     monkeypatch.undo()
-    monkeypatch.setattr(run, "available_memory", lambda: 10_000)
+    monkeypatch.setattr(resources, "available_memory", lambda: 10_000)
     refused(*reconstruct(stack), says="of memory")
     assert not (stack.parent / "out.zarr").exists()
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from networks import random_slab
@@ -62,10 +63,11 @@ def test_every_voxel_is_written_and_measured_sections_are_copied(folder: Path, u
     [
         {"block": (64, 64, 128)},
         {"block": (128, 64, 64)},
+        {"tile": (64, 64, 128)},
         {"workers": 2},
         {"executor": "dask", "workers": 2},
     ],
-    ids=["larger blocks", "other blocks", "two workers", "dask"],
+    ids=["larger blocks", "other blocks", "tiles larger than blocks", "two workers", "dask"],
 )
 def test_the_output_is_the_same_bytes_however_the_work_is_divided(folder: Path, unbroken, settings) -> None:
     out = folder / f"{'-'.join(map(str, settings.values()))}.zarr"
@@ -111,10 +113,26 @@ def test_a_run_killed_three_times_ends_as_an_unbroken_one(folder: Path, unbroken
     assert [event["event"] for event in starts].count("run") == 4
 
 
+@pytest.mark.slow
+def test_killed_dask_workers_cost_their_blocks_only(folder: Path, unbroken: dict[str, str]) -> None:
+    request = small_request(folder, out=str(folder / "workers.zarr"), executor="dask", workers=1)
+    killed = []
+
+    def kill_workers(progress) -> None:
+        if progress.stage == "blocks" and progress.done == 1 and not killed:
+            for process in psutil.Process().children(recursive=True):
+                if "spawn" in " ".join(process.cmdline()) and "resource_tracker" not in " ".join(process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
+
+    reconstruct(request, kill_workers)
+    assert killed and file_hashes(request.out) == unbroken
+
+
 def blocks_done(out: str) -> int:
     try:
         return Ledger(Path(out), "", (2, 1, 2)).done
-    except ValueError:  # not created yet
+    except OutputError:  # not created yet
         return 0
 
 
@@ -157,7 +175,7 @@ def test_an_output_of_another_input_is_refused_even_under_the_same_name(folder: 
 def test_foreign_folders_are_never_replaced(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "precious.zarr").mkdir()
     (tmp_path / "precious.zarr" / "data").write_text("years of work")
-    with pytest.raises(OutputError, match="is not an output of emdvol"):
+    with pytest.raises(OutputError, match="is no output of emdvol"):
         reconstruct(small_request(folder, out=str(tmp_path / "precious.zarr"), overwrite=True))
     assert (tmp_path / "precious.zarr" / "data").read_text() == "years of work"
 

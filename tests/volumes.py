@@ -36,7 +36,7 @@ def write_volume(path: Path, greys: np.ndarray, voxel_size: tuple[float, float, 
 
 def write_weights(path: Path) -> Path:
     config = {"width": 8, "deep": 12}
-    save_weights(path, random_slab(**config), architecture="slab", config=config, modes=MODES, factors=[1.1, 20])
+    save_weights(path, random_slab(**config), architecture="slab", config=config, modes=MODES, gaps=[1.1, 20])
     return path
 
 

@@ -7,13 +7,12 @@ process runs one network at a time and has two threads more, so that reading and
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 from emdiffuse_vol.errors import BlockError
-from emdiffuse_vol.executors import Task
+from emdiffuse_vol.executors import KEEP_MEMORY, Task, available_cores
 from emdiffuse_vol.executors.local import AHEAD
 
 
@@ -23,9 +22,12 @@ class DaskExecutor:
         from distributed import Client, LocalCluster
 
         self.workers = workers
-        self.threads = max(1, (os.cpu_count() or 1) // workers)
+        self.threads = max(1, available_cores() // workers)
         # Blocks hold large arrays by design; the plan has checked that they fit, so workers are not paused for it.
-        limits = {f"distributed.worker.memory.{key}": False for key in ("target", "spill", "pause", "terminate")}
+        limits: dict[str, Any] = {
+            f"distributed.worker.memory.{key}": False for key in ("target", "spill", "pause", "terminate")
+        }
+        limits["distributed.nanny.pre-spawn-environ"] = {key: str(value) for key, value in KEEP_MEMORY.items()}
         with dask.config.set(limits):
             self.cluster = LocalCluster(
                 n_workers=workers,
@@ -36,19 +38,14 @@ class DaskExecutor:
             )
         self.client = Client(self.cluster)
 
-    @property
-    def dashboard(self) -> str:
-        return str(self.cluster.dashboard_link)
-
     def run(self, task: Task, numbers: Iterable[int]) -> Iterator[Any]:
         from distributed import as_completed
         from distributed.scheduler import KilledWorker
 
         rest = iter(numbers)
-        shared = self.client.scatter(task, broadcast=True, hash=False)
 
         def submit(count: int) -> list[Any]:
-            return [self.client.submit(_call, shared, n, pure=False) for n in islice(rest, count)]
+            return [self.client.submit(task, n, pure=False) for n in islice(rest, count)]
 
         futures = as_completed(submit(self.workers * (1 + AHEAD)))
         for future in futures:
@@ -64,7 +61,3 @@ class DaskExecutor:
     def close(self) -> None:
         self.client.close()
         self.cluster.close()
-
-
-def _call(task: Task, number: int) -> Any:
-    return task(number)

@@ -6,21 +6,21 @@ take turns at the network by themselves (see ``reconstruct.worker``).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import Any
 
-from emdiffuse_vol.executors import Task
+from emdiffuse_vol.executors import Task, available_cores, keep_memory
 
 AHEAD = 2
 
 
 class LocalExecutor:
     def __init__(self, workers: int) -> None:
+        keep_memory()
         self.workers = workers
-        self.threads = max(1, (os.cpu_count() or 1) // workers)
+        self.threads = max(1, available_cores() // workers)
 
     def run(self, task: Task, numbers: Iterable[int]) -> Iterator[Any]:
         rest = iter(numbers)

@@ -33,6 +33,10 @@ class AxialGrid:
             )
         if self.factor <= 1:
             raise GeometryError(f"factor {self.factor} makes no new planes; give a --factor above 1")
+        if self.factor > 1000 or self.factor.denominator > 10**6:
+            raise GeometryError(
+                f"factor {float(self.factor):g} is no plain number up to 1000; give for example 10, 10.5 or 450/43"
+            )
 
     @property
     def planes(self) -> int:
@@ -65,4 +69,6 @@ def parse_factor(text: str) -> Fraction:
 
 def exact_ratio(coarse: float, fine: float) -> Fraction:
     """Ratio of two voxel sizes as written in decimals: 45.0, 4.3 -> 450/43; noise of float32 metadata is dropped."""
+    if round(fine, 4) <= 0:
+        raise GeometryError(f"a voxel size of {fine:g} nm is no size; give at least 0.0001 nm")
     return Fraction(str(round(coarse, 4))) / Fraction(str(round(fine, 4)))

@@ -2,10 +2,11 @@
 
 Convention. A weights file is a ``.safetensors`` whose header names its ``architecture``, a key of ``MODELS``, and
 holds as JSON: ``config`` (arguments of that entry), ``modes`` (list of the modes it serves) and facts about the
-weights, among them ``name``, ``factors`` ([least, greatest] z-factor; absent: not known), ``greys`` ("percentiles" or
-"dtype", how input is normalised), ``calibration`` (factor -> scale of the spread) and ``training``. Files published
-with the paper, ``*_Network.pth`` and ``*_Network_ema.pth``, are read as they are. Nothing is unpickled but tensors,
-and a file is refused unless it holds exactly the parameters of the network, each with its own name and shape.
+weights, among them ``name``, ``gaps`` ([least, greatest] distance of sections in lateral pixels; absent: not known),
+``greys`` ("percentiles" or "dtype", how input is normalised), ``calibration`` (gap -> scale of the spread) and
+``training``. Files published with the paper, ``*_Network.pth`` and ``*_Network_ema.pth``, are read as they are.
+Nothing is unpickled but tensors, and a file is refused unless it holds exactly the parameters of the network, each
+with its own name and shape.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -66,15 +68,41 @@ class Weights:
     metadata: dict[str, Any]  # the header, decoded, without architecture and config
     net: nn.Module
 
-    def check(self, mode: str, factor: float) -> None:
-        """Refuse a mode or a z-factor these weights were not made for."""
+    def calibrated_scale(self, gap: float, members: int) -> float:
+        """What the members' spread is to be multiplied by, for sections ``gap`` pixels apart; 1 where nothing is known.
+
+        Between gaps that were calibrated it is interpolated. For another number of members than was calibrated with,
+        it changes as the t quantile does that turns a spread of K values into an interval of 90 %.
+        """
+        from scipy.stats import t
+
+        table = self._calibration("scale")
+        if not table:
+            return 1.0
+        calibrated = self.metadata["calibration"].get("members", members)
+        few = float(t.ppf(0.95, members) / t.ppf(0.95, calibrated))
+        return float(np.interp(gap, list(table), list(table.values()))) * few
+
+    def measured_coverage(self, gap: float, members: int) -> float | None:
+        """Of the 90 % interval, when it was measured for this gap and number of members."""
+        if self.metadata.get("calibration", {}).get("members", members) != members:
+            return None
+        return self._calibration("coverage").get(gap)
+
+    def _calibration(self, name: str) -> dict[float, float]:
+        table = self.metadata.get("calibration", {}).get(name, {})
+        return {float(key): float(table[key]) for key in sorted(table, key=float)}
+
+    def check(self, mode: str, gap: float) -> None:
+        """Refuse a mode, or a distance of sections in lateral pixels, that these weights were not made for."""
         modes = self.metadata["modes"]
         if mode not in modes:
             raise WeightsError(f"weights {self.name} serve {', '.join(modes)}, not {mode}; choose other weights")
-        least, greatest = self.metadata.get("factors", (factor, factor))
-        if not least <= factor <= greatest:
+        least, greatest = self.metadata.get("gaps", (gap, gap))
+        if not least <= gap <= greatest:
             raise WeightsError(
-                f"weights {self.name} serve factors {least:g} to {greatest:g}, not {factor:g}; choose other weights"
+                f"weights {self.name} serve sections {least:g} to {greatest:g} pixels apart, not {gap:g}; "
+                f"choose other weights, or correct the --voxel-size"
             )
 
 

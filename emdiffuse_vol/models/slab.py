@@ -11,8 +11,8 @@ the mean. Averaging K samples would pay (1 + 1/K) of the noise; a regression out
 
 No seams by construction: no statistics over a tile, no attention. In XY the trunk works at 1/2 and 1/4 resolution, so
 it commutes with shifts by multiples of ``STRIDE`` = 4 pixels in XY and of 1 plane in z, and an output voxel depends
-on nothing farther than ``HALO`` = (4, 32, 32) voxels (tests/models measure both). About 1.3e5 FLOP per voxel for the
-mean and 1e4 for each member; ``emdvol reconstruct --dry-run`` prints the counted number.
+on nothing farther than ``HALO`` = (4, 32, 32) voxels (tests/test_slab.py measures both). About 1.3e5 FLOP per voxel
+for the mean and 7e3 for each member; ``emdvol reconstruct --dry-run`` prints the counted number.
 """
 
 from __future__ import annotations

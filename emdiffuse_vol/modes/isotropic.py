@@ -48,6 +48,8 @@ class Isotropic:
             z, y, x = self.input_shape
             raise GeometryError(f"--roi {roi} is not inside the input, which is 0:{z},0:{y},0:{x}")
         start, stop = self.axial.planes_between(roi.start[0], roi.stop[0] - 1)
+        if stop <= start:
+            raise GeometryError(f"--roi {roi} holds no plane of the output; take at least two sections")
         return Box((start, *roi.start[1:]), (stop, *roi.stop[1:]))
 
 

@@ -69,7 +69,7 @@ def measure_greys(shape: Triple, read: Callable[[Box], NDArray[Any]]) -> tuple[G
         low, high = (float(p) for p in np.percentile(np.concatenate(samples), PERCENTILES))
         if low < high:
             return GreyMap(low, high), digest.hexdigest()[:16]
-    raise InputError("the volume has no contrast: every sampled place holds one constant grey value")
+    raise InputError("the volume has no contrast: 99 % of its sampled greys are one value; check the input")
 
 
 def check_finite(greys: NDArray[Any], box: Box) -> None:

@@ -32,7 +32,7 @@ class Request:
     out: str
     mode: str = "vEMDiffuse-a"
     weights: str = "vemdiffuse-slab"
-    factor: str | None = None
+    factor: str | int | float | None = None
     target_voxel_size: float | None = None
     voxel_size: tuple[float, float, float] | None = None
     level: int = 0

@@ -80,11 +80,11 @@ def isotropic(
     prepared = prepare_volume(request, volume)
     plan = prepared.plan
     task = delayed(BlockOfArray(prepared.job), pure=False)
-    grid = np.empty(plan.grid, object)
+    grid, data = np.empty(plan.grid, object), da.asarray(volume.data)
     for index in range(len(plan)):
         part = plan[index]
         source = mirror_source(part.read, volume.spec.shape)
-        greys = da.asarray(volume.data)[source.slices()].rechunk(-1).to_delayed().item()
+        greys = data[source.slices()].rechunk(-1).to_delayed().item()
         codes = da.from_delayed(task(index, greys), (2, *part.write.shape), volume.spec.dtype)
         grid[np.unravel_index(index, plan.grid)] = codes
     both = da.block(grid.tolist())
@@ -111,6 +111,8 @@ def array_volume(image: xr.DataArray, voxel_size: tuple[float, float, float] | N
     origin = tuple(float(image[axis][0]) if axis in image.coords else 0.0 for axis in AXES)
     if voxel_size is None:
         voxel_size = _spacing(image)
+    if min(image.shape) < 1 or len(voxel_size) != 3 or not all(0 < v < float("inf") for v in voxel_size):
+        raise InputError(f"voxel_size {voxel_size} of shape {image.shape}: expected three positive sizes z, y, x in nm")
     shape: Any = image.shape
     spec = VolumeSpec(shape, str(image.dtype), voxel_size, origin, identity={"array": [*shape, str(image.dtype)]})  # type: ignore[arg-type]
     return ArrayVolume(image.data, spec)

@@ -9,7 +9,6 @@ every start and end. An output of another fingerprint is refused, never mixed.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import time
@@ -22,6 +21,7 @@ from emdiffuse_vol.geometry.boxes import Triple, grid_shape
 from emdiffuse_vol.reconstruct.greys import Codes
 from emdiffuse_vol.reconstruct.job import differences
 from emdiffuse_vol.reconstruct.ledger import Ledger
+from emdiffuse_vol.reconstruct.resources import check_resources
 from emdiffuse_vol.stores.image import create_image
 from emdiffuse_vol.stores.metadata import read_attributes, write_attributes
 from emdiffuse_vol.stores.pyramid import pyramid_shapes
@@ -51,31 +51,30 @@ class Output:
         """Continue an output of the same fingerprint, or create one. Raises OutputError for any other that exists."""
         if self.path.exists():
             found = self.attributes.get("fingerprint")
-            if found is not None and not overwrite:
-                unlike = differences(found, prepared.job.fingerprint())
-                if unlike:
-                    raise OutputError(
-                        f"{self.path} belongs to another run: {'; '.join(unlike)}; "
-                        f"use the same settings to continue it, another --out, or --overwrite to replace it"
-                    )
-                return
             if found is None:
+                raise OutputError(f"{self.path} exists and is no output of emdvol reconstruct; choose another --out")
+            unlike = differences(found, prepared.job.fingerprint())
+            if not unlike:
+                return
+            if not overwrite:
                 raise OutputError(
-                    f"{self.path} exists and is not an output of emdvol reconstruct; choose another --out"
+                    f"{self.path} belongs to another run: {'; '.join(unlike)}; "
+                    f"use the same settings to continue it, another --out, or --overwrite to replace it"
                 )
         self._create(prepared)
 
     def _create(self, prepared: Prepared) -> None:
-        from emdiffuse_vol.reconstruct.run import check_resources
-
-        check_resources(prepared)
-        fresh = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
+        check_resources(self.path, prepared.disk_bytes, prepared.memory_bytes)
+        fresh, old = (self.path.with_name(f".{self.path.name}.{state}") for state in ("new", "old"))
         try:
+            for left_by_a_kill in (fresh, old):
+                shutil.rmtree(left_by_a_kill, ignore_errors=True)
             fresh.parent.mkdir(parents=True, exist_ok=True)
             self._fill(fresh, prepared)
             if self.path.exists():
-                shutil.rmtree(self.path)
+                self.path.rename(old)
             fresh.rename(self.path)
+            shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             raise OutputError(f"cannot create {self.path}: {error.strerror or error}; choose another --out") from error
         finally:
@@ -120,8 +119,6 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     import tensorstore
     import torch
 
-    from emdiffuse_vol.reconstruct.run import calibration
-
     job, plan, weights = prepared.job, prepared.plan, prepared.weights
     codes = Codes(prepared.volume.spec.dtype)
     return {
@@ -154,7 +151,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
             "meaning": "one standard deviation in greys = code * step; 0 on measured sections",
             "scale": job.scale,
             "interval": "mean +- 1.645 * uncertainty is meant to hold the truth in 90 % of voxels",
-            "measured_coverage": calibration(weights, "coverage", job.gap),
+            "measured_coverage": weights.measured_coverage(job.gap, job.members),
         },
     }
 
@@ -163,12 +160,12 @@ def display(prepared: Prepared) -> dict[str, Any]:
     """How viewers show the two channels: mean in grey between the measured percentiles, uncertainty in orange."""
     job = prepared.job
     codes = Codes(prepared.volume.spec.dtype)
-    width = (job.greys[1] - job.greys[0]) / 4 / codes.step
-    most = codes.largest / codes.step if codes.largest is not None else job.greys[1]
-    floor = min(0.0, job.greys[0])
+    low, high = job.greys
+    width = (high - low) / 4 / codes.step
+    most = codes.largest / codes.step if codes.largest is not None else None
 
     def channel(label: str, color: str, start: float, end: float) -> dict[str, Any]:
-        window = {"min": floor, "max": max(most, end), "start": start, "end": end}
+        window = {"min": min(0.0, start), "max": most or max(end, 0.0), "start": start, "end": end}
         return {
             "label": label,
             "color": color,
@@ -181,8 +178,8 @@ def display(prepared: Prepared) -> dict[str, Any]:
 
     return {
         "channels": [
-            channel("mean", "FFFFFF", *job.greys),
-            channel("uncertainty", "FF8000", 0, min(width, most)),
+            channel("mean", "FFFFFF", low, high),
+            channel("uncertainty", "FF8000", 0.0, min(width, most or width)),
         ],
         "rdefs": {"defaultT": 0, "defaultZ": prepared.plan.region.shape[0] // 2, "model": "color"},
     }

@@ -23,6 +23,7 @@ from emdiffuse_vol.modes.isotropic import Isotropic
 
 CHUNK: Triple = (64, 64, 64)
 SMALLEST_SHARD: Triple = (64, 256, 256)
+DOUBLINGS = 2  # the largest default shard is 256 x 1024 x 1024: a process holds a few, however large the volume
 MOST_SHARDS = 1 << 20
 
 
@@ -92,10 +93,11 @@ class Plan:
 
 
 def default_shard(shape: Triple) -> Triple:
-    """About 8 MB, doubled until there are at most a million shards; no larger than a small volume needs."""
+    """About 8 MB, doubled once or twice where there would be over a million; no larger than a small volume needs."""
     z, y, x = SMALLEST_SHARD
-    while prod(grid_shape(shape, (z, y, x))) > MOST_SHARDS:
-        z, y, x = 2 * z, 2 * y, 2 * x
+    for _ in range(DOUBLINGS):
+        if prod(grid_shape(shape, (z, y, x))) > MOST_SHARDS:
+            z, y, x = 2 * z, 2 * y, 2 * x
     needed = tuple(ceil_div(n, c) * c for n, c in zip(shape, CHUNK, strict=True))
     return min(z, needed[0]), min(y, needed[1]), min(x, needed[2])
 

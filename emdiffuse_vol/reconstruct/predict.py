@@ -23,7 +23,7 @@ from torch import Tensor
 
 from emdiffuse_vol.diffusion.samplers import SAMPLERS
 from emdiffuse_vol.diffusion.schedules import published_test, uniform_log_snr
-from emdiffuse_vol.errors import BlockError, GeometryError
+from emdiffuse_vol.errors import BlockError, ConfigError, GeometryError
 from emdiffuse_vol.geometry.boxes import Box, Triple, cell_box
 from emdiffuse_vol.geometry.tiles import Tiling
 from emdiffuse_vol.models import slab
@@ -80,6 +80,9 @@ class Device:
         return torch.autocast(self.name.split(":")[0], torch.bfloat16)
 
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
 def choose_device(name: str = "auto", precision: str = "auto", exact: bool = False) -> Device:
     """CUDA where there is one; bfloat16 where the hardware multiplies it, which most CPUs do not, unless the
     network's arithmetic is to be ``exact``: the published one tells noise levels apart by digits bfloat16 lacks."""
@@ -89,6 +92,18 @@ def choose_device(name: str = "auto", precision: str = "auto", exact: bool = Fal
         raise GeometryError(
             f"device {name} was asked for, but torch {torch.__version__} finds no CUDA device; use --device cpu"
         )
+    try:
+        found = torch.device(name).type
+    except RuntimeError:
+        found = ""
+    if found not in ("cpu", "cuda") or (
+        found == "cuda" and (torch.device(name).index or 0) >= torch.cuda.device_count()
+    ):
+        raise ConfigError(
+            f"device {name!r} is not here; choose auto, cpu, cuda or cuda:N of {torch.cuda.device_count()}"
+        )
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     if precision == "auto":
         fast = name != "cpu" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         precision = "bfloat16" if fast and not exact else "float32"

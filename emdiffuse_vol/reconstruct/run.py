@@ -8,12 +8,14 @@ Running the same request again continues it. Nothing is written before ``prepare
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from emdiffuse_vol.diffusion.samplers import SAMPLERS
 from emdiffuse_vol.errors import ConfigError, OutputError
@@ -24,7 +26,7 @@ from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.models.checkpoints import Weights, load_weights
 from emdiffuse_vol.models.slab import SlabNet
 from emdiffuse_vol.modes import check_mode, isotropic_mode
-from emdiffuse_vol.reconstruct.greys import Codes, dtype_greys, measure_greys
+from emdiffuse_vol.reconstruct.greys import dtype_greys, measure_greys
 from emdiffuse_vol.reconstruct.job import Job, Request
 from emdiffuse_vol.reconstruct.ledger import Ledger, Receipt
 from emdiffuse_vol.reconstruct.output import Output
@@ -32,6 +34,7 @@ from emdiffuse_vol.reconstruct.plan import Plan, plan_blocks
 from emdiffuse_vol.reconstruct.predict import Predictor, Sampling, build_predictor, choose_device
 from emdiffuse_vol.reconstruct.pyramid import LevelTask
 from emdiffuse_vol.reconstruct.worker import BlockTask
+from emdiffuse_vol.stores.kvstore import is_remote
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.volume import Volume
 
@@ -63,30 +66,26 @@ class Prepared:
     @property
     def disk_bytes(self) -> int:
         """Uncompressed size of the output, pyramid included: the most it can need."""
-        return int(2 * self.plan.region.size * self.itemsize * 8 / 7)
-
-    @property
-    def itemsize(self) -> int:
-        return {"uint8": 1, "float32": 4}.get(self.volume.spec.dtype, 2)
+        return int(2 * self.plan.region.size * np.dtype(self.volume.spec.dtype).itemsize * 8 / 7)
 
     @property
     def memory_bytes(self) -> int:
-        """Peak memory of one process with ``workers`` networks: it depends on tile and block, not on the volume."""
+        """Peak memory of the run: it depends on tile, block and workers, not on the volume."""
         block = self.plan[0]
         piece, _ = next(self.plan.pieces(block.write))
         # Sums of the mean and the members, and as much again while the spread is taken.
         sums = 4 * piece.size * (2 * self.request.members + 5)
-        held = self.itemsize * (block.read.size + 2 * block.write.size)
+        held = np.dtype(self.volume.spec.dtype).itemsize * (block.read.size + 2 * block.write.size)
         workers = self.request.workers
-        return int(BASE_BYTES + workers * (self.predictor.memory() + sums) + (workers + AHEAD) * held)
+        # dask: a driver, and a process for each worker; local: all in one.
+        processes, networks = (workers, 1) if self.request.executor == "dask" else (1, workers)
+        each = BASE_BYTES + networks * (self.predictor.memory() + sums) + (networks + AHEAD) * held
+        return int(processes * each + (BASE_BYTES if self.request.executor == "dask" else 0))
 
     def summary(self) -> dict[str, Any]:
         """The plan, as JSON values."""
         plan, spec = self.plan, self.volume.spec
-        tile_voxels = 1
-        for n in plan.tiling.shape:
-            tile_voxels *= n
-        flops = self.predictor.flops() / tile_voxels
+        flops = self.predictor.flops() / prod(plan.tiling.shape)
         overlap = plan.overlap()
         return {
             "input": {"shape": spec.shape, "voxel_size": spec.voxel_size, "dtype": spec.dtype},
@@ -128,6 +127,7 @@ Notify = Callable[[Progress], None]
 
 def prepare(request: Request) -> Prepared:
     """Everything about a run that can be known before it starts. Raises one of our errors; writes nothing."""
+    check_place(request.out, request.input)
     volume = open_volume(request.input, voxel_size=request.voxel_size, level=request.level, channel=request.channel)
     return prepare_volume(request, volume)
 
@@ -135,6 +135,8 @@ def prepare(request: Request) -> Prepared:
 def prepare_volume(request: Request, volume: Volume) -> Prepared:
     """The same for a volume that is open already."""
     check_mode(request.mode)
+    if not 0 <= request.seed < 2**64:
+        raise ConfigError(f"seed is {request.seed}; it must be from 0 to 2^64 - 1")
     if request.members < 2:
         raise ConfigError(f"members is {request.members}; a spread needs at least 2")
     if request.workers < 1:
@@ -146,7 +148,7 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
     if request.executor not in EXECUTORS:
         raise ConfigError(f"executor {request.executor!r} is unknown; choose one of {', '.join(EXECUTORS)}")
     spec = volume.spec
-    factor = None if request.factor is None else parse_factor(request.factor)
+    factor = None if request.factor is None else parse_factor(str(request.factor))
     mode = isotropic_mode(spec.shape, spec.voxel_size, factor, request.target_voxel_size)
     region = mode.region(None if request.roi is None else parse_roi(request.roi))
     weights = load_weights(request.weights)
@@ -176,7 +178,7 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
         steps=request.steps if predictor.evaluations > 1 else 1,
         tile=request.tile,
         greys=(greys.low, greys.high),
-        scale=calibration(weights, "scale", mode.gap) or 1.0,
+        scale=weights.calibrated_scale(mode.gap, request.members),
         tiling=(plan.tiling.core, plan.tiling.halo, plan.tiling.blend),
         block=plan.block,
         shard=plan.shard,
@@ -184,6 +186,15 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
         precision=device.precision,
     )
     return Prepared(request, volume, weights, predictor, plan, job)
+
+
+def check_place(out: str, source: str) -> None:
+    """Refuse an output that is not a local path, or that touches the input."""
+    if is_remote(out):
+        raise OutputError(f"--out {out} is a URL; outputs are written to local paths, then copied")
+    place, given = Path(out).resolve(), Path(source).resolve()
+    if place == given or given in place.parents or place in given.parents:
+        raise OutputError(f"--out {out} is, holds or lies in the input {source}; choose another place")
 
 
 def parse_roi(text: str) -> Box:
@@ -195,19 +206,9 @@ def parse_roi(text: str) -> Box:
     return Box((a, b, c), (d, e, f))
 
 
-def calibration(weights: Weights, name: str, gap: float) -> float | None:
-    """A number measured when the weights were calibrated, for the nearest gap that was; None where nothing was."""
-    table = weights.metadata.get("calibration", {}).get(name, {})
-    if not table:
-        return None
-    return float(table[min(table, key=lambda key: abs(float(key) - gap))])
-
-
 def reconstruct(request: Request, notify: Notify = lambda progress: None) -> Output:
     """Run a request to its end, or continue it. Returns the sealed output."""
     prepared = prepare(request)
-    if Path(request.out).resolve() == Path(request.input).resolve():
-        raise OutputError(f"--out {request.out} is the input; choose another place")
     output = Output(Path(request.out))
     output.open_or_create(prepared, request.overwrite)
     if output.sealed:
@@ -247,38 +248,3 @@ def _build_pyramid(prepared: Prepared, output: Output, executor: Executor, notif
         for receipt in executor.run(task, ledger.pending()):
             ledger.record(receipt)
             notify(Progress(f"level {level}", ledger.done, len(ledger.state), 0, receipt))
-
-
-def check_resources(prepared: Prepared) -> None:
-    """Refuse what cannot end well: an output that cannot be written, a disk or a memory too small."""
-    import os
-
-    parent = Path(prepared.request.out).absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"cannot write in {parent}; choose another --out or change its permissions")
-    free = shutil.disk_usage(parent).free
-    if free < prepared.disk_bytes:
-        raise OutputError(
-            f"the output may need {prepared.disk_bytes / 1e9:.1f} GB and {parent} has {free / 1e9:.1f} GB free; "
-            f"free some space, choose another --out, or a smaller --roi"
-        )
-    available = available_memory()
-    if available is not None and available < prepared.memory_bytes:
-        raise OutputError(
-            f"the run needs about {prepared.memory_bytes / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB is free; "
-            f"use fewer --workers or a smaller --block"
-        )
-
-
-def available_memory() -> int | None:
-    """Bytes of memory this machine can still give, where the system says so."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
-
-
-__all__ = ["Codes", "Notify", "Prepared", "Progress", "available_memory", "check_resources", "prepare", "reconstruct"]

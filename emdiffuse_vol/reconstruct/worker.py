@@ -70,7 +70,7 @@ class BlockTask:
 
 def context_for(job: Job, permits: int = 1, threads: int | None = None) -> Context:
     with _lock:
-        if (key := job.key) not in _contexts:
+        if (key := f"{permits} {threads} {job.key}") not in _contexts:
             _contexts.clear()  # a process works for one run at a time
             _contexts[key] = _open(job, permits, threads)
         return _contexts[key]
@@ -81,6 +81,11 @@ def _open(job: Job, permits: int, threads: int | None) -> Context:
 
     if threads is not None:
         torch.set_num_threads(threads)
+    if job.device != "cpu":
+        # The same bits in every process, and float32 that is float32 (cuDNN's default rounds to tf32).
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
     plan = job.plan
     sampling = Sampling(job.members, job.seed, job.sampler, job.steps, job.tile)
     predictor = build_predictor(load_weights(job.weights).net, plan.mode, sampling, Device(job.device, job.precision))

@@ -18,8 +18,8 @@ def read_attributes(group: Path) -> dict[str, Any]:
         content = json.loads((group / "zarr.json").read_text())
     except (OSError, ValueError):
         return {}
-    attributes: dict[str, Any] = content.get("attributes", {})
-    return attributes
+    attributes = content.get("attributes", {}) if isinstance(content, dict) else {}
+    return attributes if isinstance(attributes, dict) else {}
 
 
 def write_attributes(group: Path, attributes: dict[str, Any]) -> None:

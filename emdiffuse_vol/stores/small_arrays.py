@@ -18,18 +18,26 @@ CHUNK = 16
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: str) -> None:
-    """Raises ValueError where something is already there."""
+    """Raises OutputError where something is already there, or where it cannot be written."""
     metadata = {
         "shape": list(shape),
         "data_type": dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [min(CHUNK, n) for n in shape]}},
         "fill_value": 0,
     }
-    ts.open(_spec(path) | {"metadata": metadata}, create=True).result()
+    try:
+        ts.open(_spec(path) | {"metadata": metadata}, create=True).result()
+    except ValueError as error:
+        raise OutputError(f"{path} cannot be created: {reason(error)}") from error
 
 
 def open_small(path: Path) -> ts.TensorStore:
-    return ts.open(_spec(path), open=True).result()
+    try:
+        return ts.open(_spec(path), open=True).result()
+    except ValueError as error:
+        raise OutputError(
+            f"the ledger is damaged, {path} cannot be opened: {reason(error)}; use --overwrite"
+        ) from error
 
 
 def write_elements(values: dict[ts.TensorStore, float], place: tuple[int, ...]) -> None:

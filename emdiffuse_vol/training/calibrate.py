@@ -25,20 +25,28 @@ class Calibration:
 
     scale: dict[str, float]
     coverage: dict[str, float]
+    members: int
 
 
 def calibrate(
-    weights: str, volume: NDArray[Any], fit_on: Box, measure_on: Box, gaps: tuple[int, ...], **settings: Any
+    weights: str,
+    volume: NDArray[Any],
+    fit_on: Box,
+    measure_on: Box,
+    gaps: tuple[int, ...],
+    members: int = 4,
+    **settings: Any,
 ) -> Calibration:
     """volume: isotropic greys [z, y, x]; boxes: parts of it that training has not seen; settings: of ``isotropic``."""
     scale, coverage = {}, {}
+    settings["members"] = members
     for gap in gaps:
         error, spread = residuals(weights, volume, fit_on, gap, **settings)
         ratio = error / (QUANTILE * np.maximum(spread, 1e-6))
         scale[str(gap)] = round(float(np.quantile(ratio, LEVEL)), 4)
         error, spread = residuals(weights, volume, measure_on, gap, **settings)
         coverage[str(gap)] = round(float((error <= QUANTILE * scale[str(gap)] * spread).mean()), 4)
-    return Calibration(scale, coverage)
+    return Calibration(scale, coverage, members)
 
 
 def residuals(

@@ -1,0 +1,48 @@
+"""The embedded weights do what the model card says, on real EM that they were never trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage.io import imread
+from volumes import read, write_volume
+
+from emdiffuse_vol.metrics.image import psnr, ssim
+from emdiffuse_vol.metrics.interpolation import linear
+from emdiffuse_vol.metrics.spread import coverage
+from emdiffuse_vol.models.checkpoints import EMBEDDED, embedded, load_weights
+from emdiffuse_vol.reconstruct.job import Request
+from emdiffuse_vol.reconstruct.run import prepare, reconstruct
+
+
+def test_default_weights_come_with_the_package_and_a_card() -> None:
+    path = embedded()[EMBEDDED]
+    assert path.stat().st_size < 16e6
+    card = path.with_suffix(".md").read_text()
+    assert all(word in card for word in ("Data", "CC-BY", "Recipe", "Scores", "Limits"))
+    weights = load_weights()
+    assert weights.metadata["modes"] == ["vEMDiffuse-i", "vEMDiffuse-a"]
+    assert Request(input="", out="").weights == EMBEDDED
+
+
+def test_default_costs_at_most_a_million_flop_per_voxel(tmp_path: Path) -> None:
+    plan = prepare(
+        Request(input="phantom:26x300x600?voxel_size=50,10,10&seed=0", out=str(tmp_path / "o.zarr"))
+    ).summary()
+    assert plan["flop_per_voxel_network"] < plan["flop_per_voxel"] < 1e6
+
+
+@pytest.mark.parametrize("factor", [4, 10])
+def test_default_beats_linear_interpolation_and_its_intervals_hold(data: Path, tmp_path: Path, factor: int) -> None:
+    files = sorted((data / "fib25_val" / "grayscale_maps").glob("*.png"))[:81]
+    truth = np.stack([imread(f) for f in files])[:, 60:188, 60:188]
+    stack = write_volume(tmp_path / "in.zarr", truth[::factor], (10.0 * factor, 10, 10))
+    reconstruct(Request(input=str(stack), out=str(tmp_path / "out.zarr"), tile=(84, 128, 128)))
+    mean, codes = read(tmp_path / "out.zarr")
+    hidden = np.arange(81) % factor != 0
+    baseline = linear(truth[::factor], factor)
+    assert psnr(mean[hidden], truth[hidden]) > psnr(baseline[hidden], truth[hidden]) + 1.0
+    assert ssim(mean[hidden], truth[hidden]) > ssim(baseline[hidden], truth[hidden])
+    assert 0.85 < coverage(mean[hidden], codes[hidden] / 8, truth[hidden]) < 0.95
