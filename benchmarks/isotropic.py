@@ -23,6 +23,7 @@ import torch
 from skimage.io import imread
 
 from emdiffuse_vol import __version__
+from emdiffuse_vol.executors import keep_memory
 from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.metrics.image import psnr, ssim
 from emdiffuse_vol.metrics.interpolation import cubic, linear
@@ -37,6 +38,7 @@ NM = 10.0
 
 
 def main(data: Path, result: Path) -> None:
+    keep_memory()
     volume = np.stack([imread(path) for path in sorted((data / "grayscale_maps").glob("*.png"))])
     rows = [score(volume, factor) for factor in FACTORS]
     report = {

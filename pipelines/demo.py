@@ -10,12 +10,13 @@ shows the input, linear interpolation, the reconstruction, its uncertainty and t
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from emdiffuse_vol.cli.main import main as emdvol
 from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.metrics.image import psnr
 from emdiffuse_vol.metrics.interpolation import linear
@@ -30,16 +31,16 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     truth, source = sample_volume()
     sections = truth[::FACTOR]
-    path = folder / "input.zarr"
-    if not path.exists():
-        voxel = (NM * FACTOR, NM, NM)
-        create_image(str(path), shape=sections.shape, dtype="uint8", voxel_size=voxel, chunk=(16, 64, 64))
-        finish(write_units(open_array(str(path), 0, "w"), Box.of(sections.shape), sections))
-    command = ["reconstruct", str(path), "--mode", "vEMDiffuse-a", "--out", str(folder / "iso.zarr")]
+    path, out = folder / "input.zarr", folder / "iso.zarr"
+    for made_before in (path, out):
+        shutil.rmtree(made_before, ignore_errors=True)
+    create_image(str(path), shape=sections.shape, dtype="uint8", voxel_size=(NM * FACTOR, NM, NM), chunk=(16, 64, 64))
+    finish(write_units(open_array(str(path), 0, "w"), Box.of(sections.shape), sections))
+    command = ["reconstruct", str(path), "--mode", "vEMDiffuse-a", "--out", str(out)]
     print(f"input: {source}, every {FACTOR}th section of {SIZE}\n$ emdvol {' '.join(command)}", flush=True)
-    emdvol([*command, "--dry-run"], standalone_mode=False)
-    emdvol(command, standalone_mode=False)
-    mean, codes = open_array(str(folder / "iso.zarr")).read().result()
+    for more in (["--dry-run"], []):
+        subprocess.run([sys.executable, "-m", "emdiffuse_vol", *command, *more], check=True)
+    mean, codes = open_array(str(out)).read().result()
     interpolated = linear(sections, FACTOR)
     missing = np.arange(SIZE) % FACTOR != 0
     for name, image in (("linear interpolation", interpolated), ("emdvol", mean)):
@@ -54,7 +55,7 @@ def main(folder: Path) -> None:
         uncertainty=codes[:, y] / 8,
         truth=truth[:, y],
     )
-    print(f"wrote {folder / 'iso.zarr'} and {folder / 'panels.png'}")
+    print(f"wrote {out} and {folder / 'panels.png'}")
 
 
 def sample_volume() -> tuple[np.ndarray, str]:

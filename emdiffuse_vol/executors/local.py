@@ -11,14 +11,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import Any
 
-from emdiffuse_vol.executors import Task, available_cores, keep_memory
+from emdiffuse_vol.executors import Task, available_cores
 
 AHEAD = 2
 
 
 class LocalExecutor:
     def __init__(self, workers: int) -> None:
-        keep_memory()
         self.workers = workers
         self.threads = max(1, available_cores() // workers)
 
