@@ -148,7 +148,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
             "channel": 1,
             "step": codes.step,
             "largest": codes.largest,
-            "meaning": "one standard deviation in greys = code * step; 0 on measured sections",
+            "meaning": "greys = code * step; calibrated members' spread; 0 on measured sections",
             "scale": job.scale,
             "interval": "mean +- 1.645 * uncertainty is meant to hold the truth in 90 % of voxels",
             "measured_coverage": weights.measured_coverage(job.gap, job.members),
