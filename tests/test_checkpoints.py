@@ -18,7 +18,7 @@ from emdiffuse_vol.models.checkpoints import MODELS, PUBLISHED_BUFFERS, Weights,
 from emdiffuse_vol.models.slab import SlabNet
 
 CONFIG = {"width": 4, "deep": 8, "blocks": 1}
-FACTS: dict[str, Any] = {"name": "tiny", "factors": [2, 12], "calibration": {"5": 1.25}, "greys": "percentiles"}
+FACTS: dict[str, Any] = {"name": "tiny", "gaps": [2, 12], "calibration": {"scale": {"5": 1.25}}, "greys": "percentiles"}
 State = dict[str, Tensor]
 
 
@@ -183,16 +183,16 @@ def test_a_header_that_is_not_json_is_refused(tmp_path: Path) -> None:
     assert "not JSON" in refusal(path)
 
 
-def test_modes_and_factors_are_checked(tmp_path: Path) -> None:
+def test_modes_and_gaps_are_checked(tmp_path: Path) -> None:
     weights = load_weights(str(saved(tmp_path / "file.safetensors")))
     weights.check("vEMDiffuse-a", 2)
     weights.check("vEMDiffuse-a", 5.5)
     with pytest.raises(WeightsError, match="tiny serve vEMDiffuse-a, not EMDiffuse-r"):
         weights.check("EMDiffuse-r", 5)
-    with pytest.raises(WeightsError, match=r"serve factors 2 to 12, not 12\.5"):
+    with pytest.raises(WeightsError, match=r"serve sections 2 to 12 pixels apart, not 12\.5"):
         weights.check("vEMDiffuse-a", 12.5)
 
 
-def test_weights_that_know_no_factors_take_any() -> None:
+def test_weights_that_know_no_gaps_take_any() -> None:
     net = torch.nn.Identity()
     Weights("w", Path("w"), "", "unet-vem", {}, {"modes": ["vEMDiffuse-i"]}, net).check("vEMDiffuse-i", 17)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from skimage.io import imread
-from volumes import read, write_volume
+from volumes import read, smooth_volume, write_volume
 
 from emdiffuse_vol.metrics.image import psnr, ssim
 from emdiffuse_vol.metrics.interpolation import linear
@@ -28,21 +28,22 @@ def test_default_weights_come_with_the_package_and_a_card() -> None:
 
 
 def test_default_costs_at_most_a_million_flop_per_voxel(tmp_path: Path) -> None:
-    plan = prepare(
-        Request(input="phantom:26x300x600?voxel_size=50,10,10&seed=0", out=str(tmp_path / "o.zarr"))
-    ).summary()
+    stack = write_volume(tmp_path / "in.zarr", smooth_volume((26, 300, 600)), (50, 10, 10))
+    plan = prepare(Request(input=str(stack), out=str(tmp_path / "o.zarr"))).summary()
     assert plan["flop_per_voxel_network"] < plan["flop_per_voxel"] < 1e6
 
 
 @pytest.mark.parametrize("factor", [4, 10])
 def test_default_beats_linear_interpolation_and_its_intervals_hold(data: Path, tmp_path: Path, factor: int) -> None:
-    files = sorted((data / "fib25_val" / "grayscale_maps").glob("*.png"))[:81]
-    truth = np.stack([imread(f) for f in files])[:, 60:188, 60:188]
-    stack = write_volume(tmp_path / "in.zarr", truth[::factor], (10.0 * factor, 10, 10))
-    reconstruct(Request(input=str(stack), out=str(tmp_path / "out.zarr"), tile=(84, 128, 128)))
+    files = sorted((data / "fib25_val" / "grayscale_maps").glob("*.png"))
+    volume = np.stack([imread(f) for f in files])
+    stack = write_volume(tmp_path / "in.zarr", volume[::factor], (10.0 * factor, 10, 10))
+    roi = f"0:{80 // factor + 1},0:128,0:128"  # a part, so that the test is quick, reconstructed in its context
+    reconstruct(Request(input=str(stack), out=str(tmp_path / "out.zarr"), roi=roi, tile=(84, 128, 128)))
     mean, codes = read(tmp_path / "out.zarr")
+    truth = volume[:81, :128, :128]
     hidden = np.arange(81) % factor != 0
     baseline = linear(truth[::factor], factor)
-    assert psnr(mean[hidden], truth[hidden]) > psnr(baseline[hidden], truth[hidden]) + 1.0
+    assert psnr(mean[hidden], truth[hidden]) > psnr(baseline[hidden], truth[hidden]) + 1.2
     assert ssim(mean[hidden], truth[hidden]) > ssim(baseline[hidden], truth[hidden])
     assert 0.85 < coverage(mean[hidden], codes[hidden] / 8, truth[hidden]) < 0.95

@@ -70,7 +70,7 @@ def test_every_voxel_is_written_and_measured_sections_are_copied(folder: Path, u
     ids=["larger blocks", "other blocks", "tiles larger than blocks", "two workers", "dask"],
 )
 def test_the_output_is_the_same_bytes_however_the_work_is_divided(folder: Path, unbroken, settings) -> None:
-    out = folder / f"{'-'.join(map(str, settings.values()))}.zarr"
+    out = folder / f"{'-'.join(f'{key}{value}' for key, value in settings.items())}.zarr"
     reconstruct(small_request(folder, out=str(out), **settings))
     assert file_hashes(out) == unbroken
 
