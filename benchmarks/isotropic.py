@@ -14,7 +14,6 @@ import json
 import platform
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ import torch
 from skimage.io import imread
 
 from emdiffuse_vol import __version__
-from emdiffuse_vol.executors import keep_memory
 from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.metrics.image import psnr, ssim
 from emdiffuse_vol.metrics.interpolation import cubic, linear
@@ -38,7 +36,6 @@ NM = 10.0
 
 
 def main(data: Path, result: Path) -> None:
-    keep_memory()
     volume = np.stack([imread(path) for path in sorted((data / "grayscale_maps").glob("*.png"))])
     rows = [score(volume, factor) for factor in FACTORS]
     report = {
@@ -67,9 +64,7 @@ def score(volume: np.ndarray, factor: int) -> dict[str, Any]:
         request = Request(input=str(path), out=str(Path(folder) / "out.zarr"))
         prepared = prepare(request)
         plan = prepared.summary()
-        started = time.perf_counter()
         reconstruct(request)
-        seconds = time.perf_counter() - started
         mean, codes = open_array(request.out).read().result()
     uncertainty = codes.astype(np.float32) / 8
     methods = {
@@ -99,7 +94,6 @@ def score(volume: np.ndarray, factor: int) -> dict[str, Any]:
         "seam_scatter_of_other_faces": float(relative.std() / len(seams) ** 0.5),
         "flop_per_voxel": plan["flop_per_voxel_network"],
         "flop_per_voxel_with_overlap": plan["flop_per_voxel"],
-        "seconds_per_megavoxel": seconds / mean.size * 1e6,
     }
     result: dict[str, Any] = rounded(row)
     return result

@@ -58,10 +58,8 @@ def _run(request: Any) -> None:
         TimeRemainingColumn,
     )
 
-    from emdiffuse_vol.executors import keep_memory
     from emdiffuse_vol.reconstruct import run
 
-    keep_memory()
     with Progress(
         TextColumn("{task.description:>8}"),
         BarColumn(),

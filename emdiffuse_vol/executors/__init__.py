@@ -8,9 +8,7 @@ raised.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -31,19 +29,6 @@ class Executor(Protocol):
 def available_cores() -> int:
     """Cores this process may use: fewer than the machine has under SLURM or in a container."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-# glibc gives large blocks back to the system at once and takes them again, zeroed, page by page: for a network's
-# activations that was a third of the run. Kept instead, memory is as high as before and stays there.
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": 1 << 40, "MALLOC_ARENA_MAX": 1}
-
-
-def keep_memory() -> None:
-    """The same for this process, where the C library is glibc; to be called before any thread has started."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for option, value in ((-4, 0), (-1, 2**31 - 1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
-            mallopt(option, value)
 
 
 def make_executor(name: str, workers: int) -> Executor:

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from emdiffuse_vol.errors import BlockError
-from emdiffuse_vol.executors import KEEP_MEMORY, Task, available_cores
+from emdiffuse_vol.executors import Task, available_cores
 from emdiffuse_vol.executors.local import AHEAD
 
 
@@ -27,7 +27,6 @@ class DaskExecutor:
         limits: dict[str, Any] = {
             f"distributed.worker.memory.{key}": False for key in ("target", "spill", "pause", "terminate")
         }
-        limits["distributed.nanny.pre-spawn-environ"] = {key: str(value) for key, value in KEEP_MEMORY.items()}
         with dask.config.set(limits):
             self.cluster = LocalCluster(
                 n_workers=workers,

@@ -133,7 +133,7 @@ class SlabPredictor:
     """Our network: one evaluation gives the mean, and each member one pass through its light stochastic path."""
 
     CORE: Triple = (64, 256, 256)
-    BYTES_PER_VOXEL = 250
+    BYTES_PER_VOXEL = 88
     batch = 1
     lost = 0
     evaluations = 1
