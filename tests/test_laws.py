@@ -343,3 +343,19 @@ def test_output_says_what_made_it(folder: Path, unbroken: dict[str, str]) -> Non
     assert attributes["provenance"]["weights"]["sha256"] == prepared.weights.sha256
     assert {"emdiffuse_vol", "torch", "tensorstore"} <= attributes["provenance"]["software"].keys()
     assert os.path.basename(attributes["provenance"]["input"]) == "in.zarr"
+
+
+def test_output_is_valid_for_readers_we_did_not_write(folder: Path, unbroken: dict[str, str]) -> None:
+    import ome_zarr_models
+    import zarr
+
+    path = folder / "unbroken.zarr"
+    assert type(ome_zarr_models.open_ome_zarr(str(path), version="0.5")).__name__ == "Image"
+    group = zarr.open_group(path, mode="r")
+    assert (np.asarray(group["0"]) == read(path)).all()
+    assert group["0"].metadata.dimension_names == ("c", "z", "y", "x")
+    ome = group.attrs["ome"]
+    assert [channel["label"] for channel in ome["omero"]["channels"]] == ["mean", "uncertainty"]
+    assert all({"color", "window", "active"} <= channel.keys() for channel in ome["omero"]["channels"])
+    scale, translation = ome["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    assert scale["scale"] == [1, 10, 10, 10] and translation["translation"] == [0, 0, 0, 0]
