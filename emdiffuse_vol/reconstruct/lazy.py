@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emdiffuse_vol.errors import InputError
-from emdiffuse_vol.geometry.axial import parse_factor
 from emdiffuse_vol.geometry.boxes import Box, Triple
 from emdiffuse_vol.reconstruct.greys import Codes
 from emdiffuse_vol.reconstruct.job import Job, Request
@@ -58,7 +57,7 @@ def isotropic(
     """Reconstruct ``image`` (dims z, y, x) at isotropic spacing, lazily.
 
     voxel_size: z, y, x in nm. The other settings are those of ``reconstruct.job.Request``.
-    Returns a Dataset with ``mean`` (the input's dtype) and ``uncertainty`` (float32, greys, one standard deviation),
+    Returns a Dataset with ``mean`` (the input's dtype) and ``uncertainty`` (float32, calibrated, in greys),
     dask-backed, one task per block. Raises the errors of ``emdiffuse_vol.errors``.
     """
     import dask.array as da
@@ -71,7 +70,7 @@ def isotropic(
         out="",
         mode=mode,
         weights=weights,
-        factor=None if factor is None else str(parse_factor(str(factor))),
+        factor=factor,
         members=members,
         seed=seed,
         block=block,

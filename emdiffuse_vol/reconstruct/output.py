@@ -22,6 +22,7 @@ from emdiffuse_vol.reconstruct.greys import Codes
 from emdiffuse_vol.reconstruct.job import differences
 from emdiffuse_vol.reconstruct.ledger import Ledger
 from emdiffuse_vol.reconstruct.resources import check_resources
+from emdiffuse_vol.stores.convert import swap
 from emdiffuse_vol.stores.image import create_image
 from emdiffuse_vol.stores.metadata import read_attributes, write_attributes
 from emdiffuse_vol.stores.pyramid import pyramid_shapes
@@ -65,16 +66,12 @@ class Output:
 
     def _create(self, prepared: Prepared) -> None:
         check_resources(self.path, prepared.disk_bytes, prepared.memory_bytes)
-        fresh, old = (self.path.with_name(f".{self.path.name}.{state}") for state in ("new", "old"))
+        fresh = self.path.with_name(f".{self.path.name}.new")
         try:
-            for left_by_a_kill in (fresh, old):
-                shutil.rmtree(left_by_a_kill, ignore_errors=True)
+            shutil.rmtree(fresh, ignore_errors=True)  # of a start that was killed
             fresh.parent.mkdir(parents=True, exist_ok=True)
             self._fill(fresh, prepared)
-            if self.path.exists():
-                self.path.rename(old)
-            fresh.rename(self.path)
-            shutil.rmtree(old, ignore_errors=True)
+            swap(fresh, self.path)
         except OSError as error:
             raise OutputError(f"cannot create {self.path}: {error.strerror or error}; choose another --out") from error
         finally:

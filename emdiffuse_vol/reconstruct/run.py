@@ -198,7 +198,7 @@ def check_place(out: str, source: str) -> None:
 
 
 def parse_roi(text: str) -> Box:
-    """ "z0:z1,y0:y1,x0:x1" in input voxels."""
+    """A region in input voxels, written z0:z1,y0:y1,x0:x1."""
     try:
         (a, d), (b, e), (c, f) = (tuple(map(int, part.split(":"))) for part in text.split(","))
     except ValueError:
@@ -240,9 +240,7 @@ def _run_blocks(prepared: Prepared, output: Output, executor: Executor, notify: 
 
 
 def _build_pyramid(prepared: Prepared, output: Output, executor: Executor, notify: Notify) -> None:
-    for level, shape in enumerate(output.level_shapes()):
-        if level == 0:
-            continue
+    for level, shape in enumerate(output.level_shapes()[1:], start=1):
         task = LevelTask(str(output.path.absolute()), level, shape, prepared.plan.shard)
         ledger = Ledger(output.path, f"level{level}", task.grid)
         for receipt in executor.run(task, ledger.pending()):

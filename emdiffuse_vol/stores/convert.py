@@ -47,7 +47,7 @@ def convert(
         shutil.rmtree(fresh, ignore_errors=True)  # of a conversion that was killed
         place.parent.mkdir(parents=True, exist_ok=True)
         _fill(volume, fresh, place.stem, chunk, provenance or {}, progress)
-        _swap(fresh, place)
+        swap(fresh, place)
     except OSError as error:
         raise OutputError(f"{place} cannot be written: {error.strerror or error}; choose another place") from error
     finally:
@@ -137,7 +137,7 @@ def _coarser(path: Path, level: int, shape: Triple) -> Iterator[None]:
     finish(pending)
 
 
-def _swap(fresh: Path, place: Path) -> None:
+def swap(fresh: Path, place: Path) -> None:
     """Give the finished output its name; an old one leaves only then."""
     old = place.with_name(f".{place.name}.old")
     shutil.rmtree(old, ignore_errors=True)

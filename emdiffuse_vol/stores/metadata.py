@@ -7,9 +7,11 @@ the new.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from emdiffuse_vol.errors import OutputError
+from emdiffuse_vol.stores.kvstore import reason, write_json
 
 
 def read_attributes(group: Path) -> dict[str, Any]:
@@ -23,12 +25,9 @@ def read_attributes(group: Path) -> dict[str, Any]:
 
 
 def write_attributes(group: Path, attributes: dict[str, Any]) -> None:
-    path = group / "zarr.json"
-    content = json.loads(path.read_text())
-    content["attributes"] = attributes
-    fresh = path.with_suffix(".new")
-    with fresh.open("w") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.rename(path)
+    """Raises OutputError when they cannot be written."""
+    content = json.loads((group / "zarr.json").read_text())
+    try:
+        write_json(str(group), "zarr.json", content | {"attributes": attributes})
+    except ValueError as error:
+        raise OutputError(f"{group} cannot be written: {reason(error)}") from error

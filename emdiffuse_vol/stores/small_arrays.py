@@ -36,7 +36,7 @@ def open_small(path: Path) -> ts.TensorStore:
         return ts.open(_spec(path), open=True).result()
     except ValueError as error:
         raise OutputError(
-            f"the ledger is damaged, {path} cannot be opened: {reason(error)}; use --overwrite"
+            f"the ledger is damaged, {path} cannot be opened: {reason(error)}; remove the output or choose another"
         ) from error
 
 
