@@ -1,4 +1,4 @@
-"""Tables in README and the model card, made from committed results, so that no number is typed by hand.
+"""Tables in README, the model card and docs, made from committed results, so that no number is typed by hand.
 
 python benchmarks/tables.py           # rewrite what stands between the markers
 python benchmarks/tables.py --check   # say which file is out of date (tests/test_docs.py does)
@@ -9,11 +9,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
+from math import ceil, prod
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-FILES = (ROOT / "README.md", ROOT / "emdiffuse_vol" / "models" / "weights" / "vemdiffuse-slab.md")
+FILES = (
+    ROOT / "README.md",
+    ROOT / "emdiffuse_vol" / "models" / "weights" / "vemdiffuse-slab.md",
+    ROOT / "docs" / "scale.md",
+)
 
 
 def isotropic() -> str:
@@ -31,7 +38,121 @@ def isotropic() -> str:
     return "\n".join([*lines, "", f"Measured on {report['machine']}, with emdiffuse_vol {report['emdiffuse_vol']}."])
 
 
-TABLES: dict[str, Callable[[], str]] = {"isotropic": isotropic}
+def scale_arithmetic(name: str) -> str:
+    """One plan, each number with how it comes about."""
+    report = json.loads((RESULTS / "scale_plans.json").read_text())
+    plan, assumed = report["plans"][name], report["assumed"]
+    given, made, speed = plan["input"]["shape"], plan["output"]["shape"], plan["estimate"]["calibration"]
+    voxels, tile, cell = prod(made), prod(plan["tile"]), plan["cell"]
+    cells = [ceil(n / c) for n, c in zip(made, cell, strict=True)]
+    blocks = [ceil(n / b) for n, b in zip(made, plan["block"], strict=True)]
+    assert prod(cells) == plan["tiles"] and prod(blocks) == plan["blocks"]
+    host = speed["host"] + report["noise_seconds_per_tile"]
+    core_hours = plan["tiles"] * host / 3600
+    gpu_hours = [plan["flop"] / (share * assumed["gpu_peak_flops"]) / 3600 for share in assumed["gpu_shares"]]
+    shares = " and ".join(f"{share:.0%}" for share in assumed["gpu_shares"])
+    published = assumed["published_flop_per_voxel"] * voxels
+    rows = [
+        ("voxels of the input", f"{prod(given):.3g}", f"{times(given)}, {amount(plan['input_bytes'])}"),
+        ("planes of the output", f"{made[0]:,}", f"({given[0]:,} - 1) x {plan['factor']}, rounded down, + 1"),
+        ("voxels of the output", f"{voxels:.3g}", times(made)),
+        ("blocks", f"{plan['blocks']:,}", f"{times(blocks)}, of {times(plan['block'])} voxels or what is left"),
+        ("tiles", f"{plan['tiles']:,}", f"{times(cells)} cells of {times(cell)} voxels"),
+        (
+            "FLOP of a tile",
+            f"{plan['flop_per_voxel_network'] * tile:.3g}",
+            f"{plan['flop_per_voxel_network']:,.0f} x {times(plan['tile'])}, the cell and its halo; "
+            f"{plan['members']} members",
+        ),
+        ("FLOP in all", f"{plan['flop']:.3g}", f"tiles x FLOP of a tile: {plan['flop_per_voxel']:.3g} for each voxel"),
+        (
+            "FLOP of the published recipe",
+            f"{published:.3g}",
+            f"{assumed['published_flop_per_voxel']:.3g} x voxels: {published / plan['flop']:,.0f} times as many",
+        ),
+        (
+            "**device-hours, measured**",
+            f"**{digits(plan['estimate']['device_hours'])}**",
+            f"tiles x {plan['estimate']['seconds_per_tile']:.1f} s on {speed['hardware']}, {plan['precision']}",
+        ),
+        (
+            "core-hours around the network, measured",
+            digits(core_hours),
+            f"tiles x ({report['noise_seconds_per_tile']:.2f} s of noise + {speed['host']:.2f} s of greys, sums and "
+            "codes) on one core; part of the row above",
+        ),
+        (
+            "GPU-hours of the network, *derived*",
+            " to ".join(map(digits, gpu_hours)),
+            f"FLOP in all / ({shares} of {assumed['gpu_peak_flops'] / 1e12:.0f} TFLOP/s)",
+        ),
+        (
+            "cores beside each GPU, *derived*",
+            " to ".join(digits(core_hours / hours) for hours in reversed(gpu_hours)),
+            "core-hours / GPU-hours: what it takes to keep the GPU busy",
+        ),
+    ]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(["| | | how |", "|---|---|---|", *lines])
+
+
+def scale_limits() -> str:
+    """What besides computing a run must be able to bear, for all plans."""
+    report = json.loads((RESULTS / "scale_plans.json").read_text())
+    plans, assumed = report["plans"], report["assumed"]
+    rate = assumed["gpu_peak_flops"] * assumed["gpu_shares"][0]
+
+    def fed(plan: dict[str, Any]) -> str:
+        """GPUs that ask for as many blocks a second as one scheduler gives out."""
+        seconds = plan["flop"] / plan["blocks"] / rate
+        return " to ".join(digits(tasks * seconds) for tasks in assumed["scheduler_tasks_per_second"])
+
+    def moved(plan: dict[str, Any]) -> float:
+        total: float = plan["read_bytes"] + plan["pyramid_read_bytes"] + plan["written_bytes"]
+        return total
+
+    rows: dict[str, Callable[[dict[str, Any]], str]] = {
+        "block": lambda p: times(p["block"]),
+        "blocks": lambda p: f"{p['blocks']:,}",
+        "ledger": lambda p: f"{amount(p['ledger_bytes'])}, {p['ledger_bytes'] / p['blocks']:.1f} B a block",
+        "files": lambda p: f"{p['files']:,}",
+        "largest file": lambda p: amount(2 * prod(p["shard"])),
+        "written": lambda p: amount(p["written_bytes"]),
+        "read again for the pyramid": lambda p: amount(p["pyramid_read_bytes"]),
+        "read, as asked for": lambda p: f"{amount(p['read_bytes'])}, {p['read_amplification']:.2f} x the input",
+        "read, whole chunks": lambda p: f"{p['read_amplification_chunks']:.2f} x the input",
+        "memory of a process without a GPU": lambda p: amount(p["process_bytes"]),
+        "bytes moved while a GPU works": lambda p: f"{amount(moved(p) / (p['flop'] / rate))}/s",
+        "a block on a GPU": lambda p: f"{p['flop'] / p['blocks'] / rate:.2g} s",
+        "GPUs one scheduler feeds": fed,
+    }
+    lines = [f"| {name} | {' | '.join(map(row, plans.values()))} |" for name, row in rows.items()]
+    return "\n".join([f"| | {' | '.join(plans)} |", "|---|" + "---|" * len(plans), *lines])
+
+
+def times(numbers: list[int]) -> str:
+    return " x ".join(f"{n:,}" for n in numbers)
+
+
+def digits(number: float) -> str:
+    """Three that matter."""
+    return f"{float(f'{number:.3g}'):,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def amount(count: float) -> str:
+    """Bytes in units of a thousand."""
+    units = ["B", "kB", "MB", "GB", "TB", "PB"]
+    while count >= 999.5 and len(units) > 1:
+        count, units = count / 1000, units[1:]
+    return f"{count:.3g} {units[0]}"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "isotropic": isotropic,
+    "scale:MICrONS": partial(scale_arithmetic, "MICrONS"),
+    "scale:FANC": partial(scale_arithmetic, "FANC"),
+    "scale:limits": scale_limits,
+}
 
 
 def filled(text: str) -> str:

@@ -127,7 +127,7 @@ def test_configuration_file_and_flags(stack: Path) -> None:
 def test_every_flag_has_a_key_and_every_key_a_flag() -> None:
     from emdiffuse_vol.cli.reconstruct import command
 
-    flags = {param.name for param in command.params} - {"config", "dry_run", "as_json"}
+    flags = {param.name for param in command.params} - {"config", "dry_run", "as_json", "retry_failed"}
     assert flags == {field.name for field in fields(Request)}
 
 

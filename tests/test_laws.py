@@ -131,7 +131,7 @@ def test_killed_dask_workers_cost_their_blocks_only(folder: Path, unbroken: dict
 
 def blocks_done(out: str) -> int:
     try:
-        return Ledger(Path(out), "", (2, 1, 2)).done
+        return Ledger(Path(out), "", (2, 1, 2)).finished
     except OutputError:  # not created yet
         return 0
 
@@ -206,13 +206,15 @@ def predict_all(mode, predictor, sections: np.ndarray) -> np.ndarray:
 
 
 class Grey:
-    """A stand-in for a network with global context whose tiles disagree as much as can be: each is its own offset."""
+    """A stand-in for a network with global context whose tiles disagree as much as can be: each is its own offset, and
+    a trace of a ramp, as a constant tile would be taken for a failure."""
 
     batch, members, lost, evaluations = 3, 2, 1, 1
     tiling = Tiling((1, 48, 48), (0, 8, 8), blend=True)
 
     def __call__(self, tiles: list[Tile]) -> tuple[np.ndarray, np.ndarray]:
-        values = [hash(t.box.start[1:]) % 97 / 97 * np.ones((2, *t.box.shape), np.float32) for t in tiles]
+        ramp = np.linspace(0, 1e-4, 64, dtype=np.float32)
+        values = [hash(t.box.start[1:]) % 97 / 97 + ramp + np.zeros((2, *t.box.shape), np.float32) for t in tiles]
         return np.stack(values).mean(1), np.stack(values)
 
     def flops(self) -> int:
@@ -300,7 +302,7 @@ def test_uncertainty_code_is_an_eighth_of_a_grey_and_saturates() -> None:
 # Law 9 is measured by benchmarks/memory.py; here, that the plan of a huge volume is not a list.
 def test_ledger_of_a_run_is_one_byte_a_block(folder: Path, unbroken: dict[str, str]) -> None:
     ledger = Ledger(folder / "unbroken.zarr", "", (2, 1, 2))
-    assert ledger.state.dtype == np.uint8 and ledger.state.nbytes == 4 and ledger.done == 4
+    assert ledger.state.dtype == np.uint8 and ledger.state.nbytes == 4 and ledger.finished == 4
     p99 = read_ledger(folder / "unbroken.zarr", "p99")
     assert (p99 > 0).all() and p99.shape == (2, 1, 2)
 

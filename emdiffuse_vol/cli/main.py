@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+import threading
 from typing import Any
 
 import click
@@ -13,11 +16,21 @@ from emdiffuse_vol.errors import EmdvolError
 # name -> (module, one line for the overview). The command in each module is called ``command``.
 COMMANDS = {
     "reconstruct": "Make an anisotropic volume isotropic, with its uncertainty.",
+    "work": "Do a part of a run without a scheduler.",
+    "plan": "Say what a run would cost, before it starts.",
+    "status": "Show how far a run is.",
+    "verify": "Check an output against its ledger.",
     "convert": "Turn TIFF or OME-Zarr into OME-Zarr.",
     "info": "Print shape, voxel size, greys and factor of a volume.",
     "sample": "Write a procedural EM-like volume of any size.",
     "evaluate": "Score a reconstruction against a truth volume.",
 }
+
+
+class Ended(click.ClickException):
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.exit_code = status  # type: ignore[misc]
 
 
 class Commands(click.Group):
@@ -41,7 +54,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except EmdvolError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            raise Ended(" ".join(str(error).split()), error.exit_status) from error
         except OSError as error:  # a disk, a permission or a path: not a bug of ours, not a matter for a traceback
             raise click.ClickException(str(error)) from error
 
@@ -50,3 +63,17 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="emdvol")
 def main() -> None:
     """Isotropic volume EM with a trustworthy number beside every voxel."""
+
+
+def run() -> None:
+    """The program. Blocks that are abandoned still compute in their threads: the process ends without them."""
+    try:
+        main()
+    except SystemExit as ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        from emdiffuse_vol.executors.local import THREAD
+
+        if any(thread.name == THREAD for thread in threading.enumerate()):
+            os._exit(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise

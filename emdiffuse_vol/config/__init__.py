@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from emdiffuse_vol.errors import ConfigError
+from emdiffuse_vol.executors.slurm import Slurm
 from emdiffuse_vol.reconstruct.job import Request
 
 
@@ -20,6 +21,8 @@ def load_request(file: str | None, flags: dict[str, Any]) -> Request:
 
     settings = read_json(file) if file else {}
     settings |= {key: value for key, value in flags.items() if value is not None}
+    if isinstance(settings.get("cluster"), str):  # a file of its own, or an object inside this one
+        settings["cluster"] = read_json(settings["cluster"])
     try:
         return TypeAdapter(Request).validate_python(settings)
     except ValidationError as error:
@@ -43,7 +46,8 @@ def _phrase(error: Any) -> str:
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         from dataclasses import fields
 
-        known = ", ".join(field.name for field in fields(Request))
+        inside = error["loc"][0] == "cluster" and len(error["loc"]) > 1
+        known = ", ".join(field.name for field in fields(Slurm if inside else Request))
         return f"setting {path!r} is unknown; known: {known}"
     if error["type"] in ("missing", "missing_argument"):
         return f"setting {path!r} is missing; give it as a flag or in the configuration file"

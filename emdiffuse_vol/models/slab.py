@@ -1,9 +1,10 @@
 """SlabNet: every plane of a slab of the output predicted together, in one evaluation, with a spread.
 
 Convention. The network lives on the *output* grid: axes ``[n, c, z, y, x]``, z the planes at the target spacing. Each
-plane lies between two measured sections at relative position ``t`` in [0, 1); ``gap`` is the distance of two sections
-in lateral pixels, so one checkpoint serves any factor, whole or fractional. Greys are normalised to about [-1, 1] by
-one affine map per volume. The mean is a residual over linear interpolation of the two nearest sections.
+plane lies between two measured sections at relative position ``t`` in [0, 1); ``gap`` is the distance of the two in
+lateral pixels, one number or one for each plane, so one checkpoint serves any factor, whole or fractional. Greys are
+normalised to about [-1, 1] by one affine map per volume. The mean is a residual over linear interpolation of the two
+nearest sections.
 
 Two outputs from one trunk. ``mean`` is trained by squared error: the best single guess. ``member`` adds to it a
 residual driven by white noise and trained by a proper scoring rule, so that members scatter as the truth does around
@@ -40,11 +41,11 @@ def slab_features(sections: Tensor, index: Tensor, t: Tensor) -> Tensor:
     return torch.stack([linear, below, above, below2, above2], dim=1)
 
 
-def position_features(t: Tensor, gap: float) -> Tensor:
-    """[z] positions in a gap of ``gap`` lateral pixels -> [z, 8] smooth features of where a plane lies."""
+def position_features(t: Tensor, gap: float | Tensor) -> Tensor:
+    """[z] positions in gaps of ``gap`` (or [z]) lateral pixels -> [z, 8] smooth features of where a plane lies."""
     near = torch.minimum(t, 1 - t)
     waves = [torch.sin(math.pi * k * t) for k in (1, 2)] + [torch.cos(math.pi * k * t) for k in (1, 2)]
-    size = torch.full_like(t, gap)
+    size = gap.to(t) if isinstance(gap, Tensor) else torch.full_like(t, gap)
     return torch.stack([t - 0.5, *waves, near * size / 5, size / 10, torch.log(size / 6)], dim=-1)
 
 
@@ -118,7 +119,7 @@ class SlabNet(nn.Module):
         self.member_out = _conv(width, 4, (1, 1, 1))
         nn.init.normal_(self.member_out.weight, std=0.02)
 
-    def trunk(self, features: Tensor, t: Tensor, gap: float) -> tuple[Tensor, Tensor, Tensor]:
+    def trunk(self, features: Tensor, t: Tensor, gap: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """features: [n, 5, z, y, x] of :func:`slab_features` -> (mean [n, 1, z, y, x], fine, coarse features)."""
         embedding = self.embed(position_features(t, gap))
         h = self.enter(self.inp(unshuffle(features)), embedding)

@@ -2,15 +2,17 @@
 
 Convention: the output grid is the input's in y and x; along z it is an :class:`AxialGrid`. A plane is computed from
 the two sections on either side of it, ``CONTEXT`` = (1, 2): one below the section at or below the plane, two above
-it.
+it. Sections are addressed by their number among the good ones; ``read_box`` counts along z in these.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from math import inf
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emdiffuse_vol.errors import GeometryError
 from emdiffuse_vol.geometry.axial import AxialGrid, exact_ratio
@@ -21,18 +23,31 @@ CONTEXT = (1, 2)
 
 @dataclass(frozen=True)
 class Isotropic:
-    """What the mode means for one volume. ``gap`` is the distance of two sections in lateral pixels."""
+    """What the mode means for one volume. ``gap`` is the distance of two sections in lateral pixels; ``widest`` is the
+    largest that the network knows, and what is farther apart is predicted as if it were this."""
 
     input_shape: Triple
     axial: AxialGrid
     gap: float
+    widest: float = inf
 
     @property
     def output_shape(self) -> Triple:
         return (self.axial.planes, *self.input_shape[1:])
 
+    @property
+    def stack_shape(self) -> Triple:
+        """Of the good sections alone: what ``read_box`` is a box of."""
+        return (len(self.axial.good), *self.input_shape[1:])
+
+    def gaps(self, box: Box) -> NDArray[np.float32]:
+        """[z] distance of the two sections that each plane lies between, in lateral pixels, at most ``widest``."""
+        span = self.axial.span(np.arange(box.start[0], box.stop[0]))
+        gaps: NDArray[np.float32] = np.minimum(span * self.gap, max(self.widest, self.gap)).astype(np.float32)
+        return gaps
+
     def read_box(self, box: Box) -> Box:
-        """Input voxels that the output voxels of ``box`` depend on, by position along z. May reach outside."""
+        """Good sections, and their pixels, that the output voxels of ``box`` depend on. May reach outside."""
         index, _ = self.axial.locate(np.array([box.start[0], box.stop[0] - 1]))
         below, above = CONTEXT
         return Box(
@@ -58,10 +73,12 @@ def isotropic_mode(
     voxel_size: tuple[float, float, float],
     factor: Fraction | None = None,
     target: float | None = None,
+    damaged: tuple[int, ...] = (),
 ) -> Isotropic:
     """Choose the factor: given, or from a target spacing in nm, or the whole number that makes z nearest to XY.
 
-    Raises GeometryError where z is finer than XY, where one section is no stack, or where a factor makes no planes.
+    damaged: sections to leave out. Raises GeometryError where z is finer than XY, where one section is no stack, or
+    where a factor makes no planes.
     """
     z, y, x = voxel_size
     lateral = (y + x) / 2
@@ -80,4 +97,4 @@ def isotropic_mode(
         factor = exact_ratio(z, target)
     if factor is None:
         factor = Fraction(max(2, round(z / lateral)))
-    return Isotropic(shape, AxialGrid(shape[0], factor), z / lateral)
+    return Isotropic(shape, AxialGrid(shape[0], factor, damaged), z / lateral)

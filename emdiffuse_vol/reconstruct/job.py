@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 from emdiffuse_vol import __version__
+from emdiffuse_vol.executors.slurm import Slurm
 from emdiffuse_vol.geometry.axial import AxialGrid
 from emdiffuse_vol.geometry.boxes import Box, Triple
 from emdiffuse_vol.geometry.tiles import Tiling
@@ -45,10 +47,16 @@ class Request:
     tile: Triple | None = None
     block: Triple | None = None
     shard: Triple | None = None
+    damaged: str | None = None
+    mask: str | None = None
+    skip_empty: bool = True
     device: str = "auto"
     precision: str = "auto"
-    executor: str = "local"
-    workers: int = 1
+    executor: str | None = None
+    workers: int | None = None
+    scheduler: str | None = None
+    cluster: Slurm | None = None
+    patience: float = 30.0
     overwrite: bool = False
 
 
@@ -63,7 +71,9 @@ class Job:
     weights: str
     weights_sha256: str
     factor: str
+    damaged: tuple[int, ...]
     gap: float
+    widest_gap: float
     region: tuple[Triple, Triple]
     members: int
     seed: int
@@ -72,6 +82,8 @@ class Job:
     tile: Triple | None
     greys: tuple[float, float]
     scale: float
+    bridged_scale: dict[str, float]
+    empty: dict[str, Any]
     tiling: tuple[Triple, Triple, bool]
     block: Triple
     shard: Triple
@@ -79,27 +91,43 @@ class Job:
     precision: str
     version: str = __version__
 
-    @property
+    @staticmethod
+    def of(stored: dict[str, Any]) -> Job:
+        """From what :meth:`stored` gave, through JSON."""
+        return Job(**{key: _tuples(value) for key, value in stored.items()})
+
+    def stored(self) -> dict[str, Any]:
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+    @cached_property
     def plan(self) -> Plan:
-        mode = Isotropic(self.input_shape, AxialGrid(self.input_shape[0], Fraction(self.factor)), self.gap)
+        axial = AxialGrid(self.input_shape[0], Fraction(self.factor), self.damaged)
+        mode = Isotropic(self.input_shape, axial, self.gap, self.widest_gap)
         return plan_blocks(mode, Box(*self.region), Tiling(*self.tiling), self.block, self.shard)
+
+    @property
+    def scales(self) -> dict[int, float]:
+        """Stored uncertainty over the members' spread, for each span of good sections."""
+        return {1: self.scale} | {int(span): scale for span, scale in self.bridged_scale.items()}
 
     @property
     def grey_map(self) -> GreyMap:
         return GreyMap(*self.greys)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The whole job as text: equal for equal jobs."""
         return json.dumps(asdict(self), sort_keys=True)
 
     def fingerprint(self) -> dict[str, Any]:
         """The parts that decide the output, each with its value; paths may differ, the data behind them may not."""
-        parts = asdict(self)
-        for name in ("input", "input_options", "input_shape", "out", "weights", "gap"):
+        parts = self.stored()
+        for name in ("input", "input_options", "input_shape", "out", "weights", "gap", "widest_gap"):
             del parts[name]
-        plain: dict[str, Any] = _plain(parts)
-        return plain
+        if parts["empty"]["mask"]:
+            del parts["empty"]["mask"]["path"]
+        return parts
 
 
 def _plain(value: Any) -> Any:
@@ -109,6 +137,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     return value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def differences(found: dict[str, Any], asked: dict[str, Any]) -> list[str]:

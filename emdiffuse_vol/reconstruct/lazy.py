@@ -80,9 +80,11 @@ def isotropic(
     plan = prepared.plan
     task = delayed(BlockOfArray(prepared.job), pure=False)
     grid, data = np.empty(plan.grid, object), da.asarray(volume.data)
+    if prepared.job.damaged:
+        data = data[plan.mode.axial.good]
     for index in range(len(plan)):
         part = plan[index]
-        source = mirror_source(part.read, volume.spec.shape)
+        source = mirror_source(part.read, plan.mode.stack_shape)
         greys = data[source.slices()].rechunk(-1).to_delayed().item()
         codes = da.from_delayed(task(index, greys), (2, *part.write.shape), volume.spec.dtype)
         grid[np.unravel_index(index, plan.grid)] = codes
@@ -138,6 +140,5 @@ class BlockOfArray:
 
     def __call__(self, index: int, greys: Any) -> Any:
         context = context_for(self.job)
-        read = context.plan[index].read
-        source = mirror_source(read, self.job.input_shape)
-        return context.predict(index, mirror_into(greys, source, read, self.job.input_shape))
+        read, shape = context.plan[index].read, context.plan.mode.stack_shape
+        return context.predict(index, mirror_into(greys, mirror_source(read, shape), read, shape))

@@ -2,24 +2,30 @@
 
 Convention: ``OUT.zarr`` appears at once and whole (built beside itself, then renamed), with every array empty. Its
 group attributes hold under ``ome`` what viewers need and under ``emdvol``: ``fingerprint`` (what decides the voxels),
-``provenance`` (where they come from), ``geometry``, ``uncertainty`` and ``sealed``. ``events.jsonl`` is a line for
-every start and end. An output of another fingerprint is refused, never mixed.
+``job`` (all that workers need to go on), ``provenance`` (where the voxels come from), ``geometry``, ``uncertainty``
+and ``sealed``. ``events.jsonl`` is the log of the run, a JSON object a line: starts, tries again, failures with their
+traceback, ends. An output of another fingerprint is refused, never mixed.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import platform
 import shutil
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from emdiffuse_vol import __version__
 from emdiffuse_vol.errors import OutputError
 from emdiffuse_vol.geometry.boxes import Triple, grid_shape
 from emdiffuse_vol.reconstruct.greys import Codes
-from emdiffuse_vol.reconstruct.job import differences
+from emdiffuse_vol.reconstruct.job import Job, differences
 from emdiffuse_vol.reconstruct.ledger import Ledger
 from emdiffuse_vol.reconstruct.resources import check_resources
 from emdiffuse_vol.stores.convert import swap
@@ -29,6 +35,8 @@ from emdiffuse_vol.stores.pyramid import pyramid_shapes
 
 if TYPE_CHECKING:
     from emdiffuse_vol.reconstruct.run import Prepared
+
+logger = logging.getLogger(__name__)
 
 
 class Output:
@@ -45,37 +53,67 @@ class Output:
     def sealed(self) -> bool:
         return bool(self.attributes.get("sealed"))
 
+    def job(self) -> Job:
+        """What is being made here. Raises OutputError where it is no output of ours, or of another version."""
+        found = self.attributes.get("job")
+        if found is None:
+            raise OutputError(f"{self.path} is no output of emdvol reconstruct, expected one; check the path")
+        if found.get("version") != __version__:
+            raise OutputError(
+                f"{self.path} was begun by emdiffuse_vol {found.get('version')}, this is {__version__}; use that one"
+            )
+        return replace(Job.of(found), out=str(self.path.absolute()))
+
     def level_shapes(self) -> list[Triple]:
         return pyramid_shapes(tuple(self.attributes["geometry"]["shape"]))
 
     def open_or_create(self, prepared: Prepared, overwrite: bool) -> None:
         """Continue an output of the same fingerprint, or create one. Raises OutputError for any other that exists."""
-        if self.path.exists():
-            found = self.attributes.get("fingerprint")
-            if found is None:
-                raise OutputError(f"{self.path} exists and is no output of emdvol reconstruct; choose another --out")
-            unlike = differences(found, prepared.job.fingerprint())
-            if not unlike:
-                return
-            if not overwrite:
-                raise OutputError(
-                    f"{self.path} belongs to another run: {'; '.join(unlike)}; "
-                    f"use the same settings to continue it, another --out, or --overwrite to replace it"
-                )
-        self._create(prepared)
+        if not self._continues(prepared.job, overwrite):
+            self._create(prepared, overwrite)
+        self._sweep()
 
-    def _create(self, prepared: Prepared) -> None:
+    def _continues(self, job: Job, overwrite: bool) -> bool:
+        """Whether there is an output of this job; False where there is none, or one that may be replaced."""
+        if not self.path.exists():
+            return False
+        found = self.attributes.get("fingerprint")
+        if found is None:
+            raise OutputError(f"{self.path} exists and is no output of emdvol reconstruct; choose another --out")
+        unlike = differences(found, job.fingerprint())
+        if unlike and not overwrite:
+            raise OutputError(
+                f"{self.path} belongs to another run: {'; '.join(unlike)}; "
+                f"use the same settings to continue it, another --out, or --overwrite to replace it"
+            )
+        return not unlike
+
+    def _create(self, prepared: Prepared, overwrite: bool) -> None:
         check_resources(self.path, prepared.disk_bytes, prepared.memory_bytes)
-        fresh = self.path.with_name(f".{self.path.name}.new")
+        # A name of its own: two drivers may create the output at once.
+        fresh = self.path.with_name(f".{self.path.name}.new-{uuid4().hex[:8]}")
         try:
-            shutil.rmtree(fresh, ignore_errors=True)  # of a start that was killed
             fresh.parent.mkdir(parents=True, exist_ok=True)
             self._fill(fresh, prepared)
-            swap(fresh, self.path)
-        except OSError as error:
+            # The faster one may be at work in its output by now, so that must stay: rename refuses to replace it.
+            if not self._continues(prepared.job, overwrite):
+                swap(fresh, self.path) if overwrite else fresh.rename(self.path)
+        except (OSError, OutputError) as error:
+            if self._continues(prepared.job, overwrite):
+                return
+            if isinstance(error, OutputError):
+                raise
             raise OutputError(f"cannot create {self.path}: {error.strerror or error}; choose another --out") from error
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what killed starts have left: nobody needs it, now that there is an output."""
+        fresh, old = f".{self.path.name}.new-", f".{self.path.name}.old"
+        with suppress(OSError):
+            for path in self.path.absolute().parent.iterdir():
+                if path.name == old or path.name.startswith(fresh):
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _fill(self, path: Path, prepared: Prepared) -> None:
         plan = prepared.plan
@@ -99,36 +137,41 @@ class Output:
             Ledger.create(path, f"level{level}", grid_shape(shape, plan.shard))
 
     def log(self, event: str, **facts: Any) -> None:
-        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts})
-        with (self.path / "events.jsonl").open("a") as log:
-            log.write(line + "\n")
+        """One line, appended at once, so that several processes can. Nothing depends on it: a full disk may refuse."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        facts = {"time": moment, "event": event, "host": platform.node(), "pid": os.getpid(), **facts}
+        logger.info("%s %s", event, {key: value for key, value in facts.items() if key != "traceback"})
+        with suppress(OSError), (self.path / "events.jsonl").open("ab", buffering=0) as log:
+            log.write((json.dumps(facts) + "\n").encode())
 
-    def seal(self) -> None:
+    def events(self) -> list[dict[str, Any]]:
+        """All lines of the log that are whole."""
+        found = []
+        with suppress(OSError):
+            for line in (self.path / "events.jsonl").read_text(errors="replace").splitlines():
+                with suppress(ValueError):
+                    found.append(json.loads(line))
+        return found
+
+    def seal(self, sealed: bool = True) -> None:
         attributes = read_attributes(self.path)
-        attributes["emdvol"]["sealed"] = True
+        attributes["emdvol"]["sealed"] = sealed
         write_attributes(self.path, attributes)
-        self.log("sealed")
+        self.log("sealed" if sealed else "unsealed")
 
 
 def describe(prepared: Prepared) -> dict[str, Any]:
     """What the output says of itself, completely enough to make it again."""
-    import numpy
-    import tensorstore
-    import torch
+    from emdiffuse_vol.reconstruct.worker import software
 
     job, plan, weights = prepared.job, prepared.plan, prepared.weights
     codes = Codes(prepared.volume.spec.dtype)
     return {
         "sealed": False,
         "fingerprint": job.fingerprint(),
+        "job": job.stored(),
         "provenance": {
-            "software": {
-                "emdiffuse_vol": __version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "tensorstore": getattr(tensorstore, "__version__", "unknown"),
-                "numpy": numpy.__version__,
-            },
+            "software": {"python": platform.python_version(), **software()},
             "input": job.input,
             "input_options": job.input_options,
             "weights": {"name": weights.name, "sha256": weights.sha256, "training": weights.metadata.get("training")},

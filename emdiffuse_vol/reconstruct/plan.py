@@ -5,7 +5,7 @@ region is made; ``region.start`` is where the stored array begins. A block has t
 
     write     what it owns: whole shards of the stored array, cut at the region's end; they partition the region
     predict   the tiles that contribute to it, halos included
-    read      the input those tiles depend on; what lies outside the volume is mirrored
+    read      the input those tiles depend on, along z in good sections; what lies outside them is mirrored
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import groupby, islice
 from math import prod
+
+import numpy as np
 
 from emdiffuse_vol.errors import GeometryError
 from emdiffuse_vol.geometry.boxes import Box, Triple, ceil_div, cell_box, grid_shape
@@ -80,6 +82,11 @@ class Plan:
                 yield layer & write, list(tiles)
             else:
                 yield from ((cell_box(tile, self.tiling.core) & write, [tile]) for tile in tiles)
+
+    def bridged(self, block: Block) -> bool:
+        """Whether a block owns planes that lie where sections are damaged."""
+        planes = np.arange(block.write.start[0], block.write.stop[0])
+        return bool(self.mode.axial.bridged(planes).any())
 
     def computed_voxels(self, index: int) -> int:
         """Voxels the network computes for a block, halos and padding included."""

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from emdiffuse_vol.executors.walltime import check_time
 from emdiffuse_vol.geometry.boxes import Box, Triple, cell_box, grid_shape
-from emdiffuse_vol.reconstruct.ledger import Receipt
+from emdiffuse_vol.reconstruct.ledger import Receipt, checksum
 from emdiffuse_vol.stores.blocks import build_block
 
 
@@ -23,13 +24,19 @@ class LevelTask:
     level: int
     shape: Triple
     shard: Triple
+    expected: float = 0.0
 
     @property
     def grid(self) -> Triple:
         return grid_shape(self.shape, self.shard)
 
-    def __call__(self, index: int) -> Receipt:
-        started = time.perf_counter()
+    def box(self, index: int) -> Box:
+        """Voxels of the level that a block makes."""
         z, y, x = (int(i) for i in np.unravel_index(index, self.grid))
-        build_block(Path(self.image), self.level, cell_box((z, y, x), self.shard) & Box.of(self.shape))
-        return Receipt(index, time.perf_counter() - started)
+        return cell_box((z, y, x), self.shard) & Box.of(self.shape)
+
+    def __call__(self, index: int) -> Receipt:
+        check_time(self.expected)
+        started = time.perf_counter()
+        values = build_block(Path(self.image), self.level, self.box(index))
+        return Receipt(index, time.perf_counter() - started, checksum=checksum(values))

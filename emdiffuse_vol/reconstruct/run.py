@@ -1,16 +1,14 @@
 """A run, from what was asked to a sealed output.
 
     prepare      request -> prepared run: volume, mode, weights, plan, job. Everything that can fail, fails here
-    reconstruct  open or continue the output, run the blocks, build the pyramid, seal
+    reconstruct  create or continue the output, and complete it (``engine``) on an executor
 
 Running the same request again continues it. Nothing is written before ``prepare`` and the checks have passed.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,25 +17,27 @@ import numpy as np
 
 from emdiffuse_vol.diffusion.samplers import SAMPLERS
 from emdiffuse_vol.errors import ConfigError, OutputError
-from emdiffuse_vol.executors import EXECUTORS, Executor, make_executor
-from emdiffuse_vol.executors.local import AHEAD
+from emdiffuse_vol.executors import AHEAD, EXECUTORS, Executor, visible_gpus
 from emdiffuse_vol.geometry.axial import parse_factor
 from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.models.checkpoints import Weights, load_weights
 from emdiffuse_vol.models.slab import SlabNet
 from emdiffuse_vol.modes import check_mode, isotropic_mode
+from emdiffuse_vol.reconstruct.empty import describe_empty
+from emdiffuse_vol.reconstruct.engine import Notify, complete
+from emdiffuse_vol.reconstruct.estimate import traffic
 from emdiffuse_vol.reconstruct.greys import dtype_greys, measure_greys
 from emdiffuse_vol.reconstruct.job import Job, Request
-from emdiffuse_vol.reconstruct.ledger import Ledger, Receipt
 from emdiffuse_vol.reconstruct.output import Output
 from emdiffuse_vol.reconstruct.plan import Plan, plan_blocks
-from emdiffuse_vol.reconstruct.predict import Predictor, Sampling, build_predictor, choose_device
-from emdiffuse_vol.reconstruct.pyramid import LevelTask
-from emdiffuse_vol.reconstruct.worker import BlockTask
+from emdiffuse_vol.reconstruct.predict import Device, Predictor, Sampling, build_predictor, choose_device, span_scales
+from emdiffuse_vol.reconstruct.source import resolve_damaged
 from emdiffuse_vol.stores.kvstore import is_remote
 from emdiffuse_vol.stores.opening import open_volume
+from emdiffuse_vol.stores.sections import without_sections
 from emdiffuse_vol.stores.volume import Volume
 
+NONE = "none"  # an executor that runs nothing: the output is made for `emdvol work`
 BASE_BYTES = 1.2e9  # python, torch with its scratch, and the stores, before any tile; measured by benchmarks/memory.py
 
 
@@ -69,26 +69,35 @@ class Prepared:
         return int(2 * self.plan.region.size * np.dtype(self.volume.spec.dtype).itemsize * 8 / 7)
 
     @property
-    def memory_bytes(self) -> int:
-        """Peak memory of the run: it depends on tile, block and workers, not on the volume."""
+    def process_bytes(self) -> int:
+        """Peak memory of a process: it depends on tile, block and networks in it, not on the volume."""
         block = self.plan[0]
         piece, _ = next(self.plan.pieces(block.write))
         # Sums of the mean and the members, and as much again while the spread is taken.
         sums = 4 * piece.size * (2 * self.request.members + 5)
         held = np.dtype(self.volume.spec.dtype).itemsize * (block.read.size + 2 * block.write.size)
-        workers = self.request.workers
-        # dask: a driver, and a process for each worker; local: all in one.
-        processes, networks = (workers, 1) if self.request.executor == "dask" else (1, workers)
-        each = BASE_BYTES + networks * (self.predictor.memory() + sums) + (networks + AHEAD) * held
-        return int(processes * each + (BASE_BYTES if self.request.executor == "dask" else 0))
+        networks = (self.request.workers or 1) if executor_of(self.request) == "local" else 1
+        return int(BASE_BYTES + networks * (self.predictor.memory() + sums) + (networks + AHEAD) * held)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of all processes of the run on this machine."""
+        workers = self.request.workers or len(visible_gpus()) or 1
+        here = {"local": self.process_bytes, "dask": int(BASE_BYTES) + workers * self.process_bytes}
+        return here.get(executor_of(self.request), int(BASE_BYTES))
 
     def summary(self) -> dict[str, Any]:
         """The plan, as JSON values."""
         plan, spec = self.plan, self.volume.spec
-        flops = self.predictor.flops() / prod(plan.tiling.shape)
-        overlap = plan.overlap()
+        tile_flops = self.predictor.flops()
+        flops, work = tile_flops / prod(plan.tiling.shape), traffic(plan, spec)
         return {
-            "input": {"shape": spec.shape, "voxel_size": spec.voxel_size, "dtype": spec.dtype},
+            "input": {
+                "shape": spec.shape,
+                "voxel_size": spec.voxel_size,
+                "dtype": spec.dtype,
+                "chunk": spec.chunk,
+            },
             "output": {"shape": plan.region.shape, "voxel_size": self.voxel_size, "dtype": spec.dtype},
             "factor": str(plan.mode.axial.factor),
             "gap_pixels": plan.mode.gap,
@@ -100,29 +109,18 @@ class Prepared:
             "shard": plan.shard,
             "tiles_per_block": sum(1 for _ in plan.tiling.tiles_for(plan[0].write)),
             "tile": plan.tiling.shape,
-            "overlap_work": overlap - 1,
+            "cell": plan.tiling.core,
             "evaluations": self.predictor.evaluations,
+            **work,
             "flop_per_voxel_network": flops,
-            "flop_per_voxel": flops * overlap,
+            "flop_per_voxel": flops * (1 + work["overlap_work"]),
+            "flop": tile_flops * work["tiles"],
             "memory_bytes": self.memory_bytes,
+            "process_bytes": self.process_bytes,
             "disk_bytes": self.disk_bytes,
             "device": self.job.device,
             "precision": self.job.precision,
         }
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Told after every block. stage: "blocks" or "level 1", ...; voxels: of the output, done so far by this command."""
-
-    stage: str
-    done: int
-    total: int
-    voxels: int
-    receipt: Receipt | None = None
-
-
-Notify = Callable[[Progress], None]
 
 
 def prepare(request: Request) -> Prepared:
@@ -139,27 +137,34 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
         raise ConfigError(f"seed is {request.seed}; it must be from 0 to 2^64 - 1")
     if request.members < 2:
         raise ConfigError(f"members is {request.members}; a spread needs at least 2")
-    if request.workers < 1:
+    if request.workers is not None and request.workers < 1:
         raise ConfigError(f"workers is {request.workers}; at least 1 is needed")
+    if not request.patience > 0:
+        raise ConfigError(f"patience is {request.patience} minutes; it must be above 0")
     if request.sampler not in SAMPLERS:
         raise ConfigError(f"sampler {request.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
     if request.steps < 1:
         raise ConfigError(f"steps is {request.steps}; at least 1 is needed")
-    if request.executor not in EXECUTORS:
-        raise ConfigError(f"executor {request.executor!r} is unknown; choose one of {', '.join(EXECUTORS)}")
+    executor = executor_of(request)
+    if request.cluster is not None:
+        request.cluster.check()
     spec = volume.spec
     factor = None if request.factor is None else parse_factor(str(request.factor))
-    mode = isotropic_mode(spec.shape, spec.voxel_size, factor, request.target_voxel_size)
+    damaged = resolve_damaged(request.damaged, volume)
+    stack = without_sections(volume, damaged)
+    mode = isotropic_mode(spec.shape, spec.voxel_size, factor, request.target_voxel_size, damaged)
     region = mode.region(None if request.roi is None else parse_roi(request.roi))
     weights = load_weights(request.weights)
     weights.check(request.mode, mode.gap)
-    device = choose_device(request.device, request.precision, exact=not isinstance(weights.net, SlabNet))
+    mode = replace(mode, widest=weights.metadata.get("gaps", (mode.gap, mode.gap))[1])
+    device, here = choose_devices(request, executor, exact=not isinstance(weights.net, SlabNet))
     sampling = Sampling(request.members, request.seed, request.sampler, request.steps, request.tile)
-    predictor = build_predictor(weights.net, mode, sampling, device)
+    predictor = build_predictor(weights.net, mode, sampling, here)
     plan = plan_blocks(mode, region, predictor.tiling, request.block, request.shard)
-    greys, sample = measure_greys(spec.shape, volume.read)
+    greys, sample = measure_greys(stack.spec.shape, stack.read)
     if weights.metadata.get("greys") == "dtype":
         greys = dtype_greys(spec.dtype)
+    scales = span_scales(weights, mode, request.members)
     job = Job(
         input=volume.url,
         input_options=volume.options,
@@ -170,7 +175,9 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
         weights=str(weights.path),
         weights_sha256=weights.sha256,
         factor=str(mode.axial.factor),
+        damaged=damaged,
         gap=mode.gap,
+        widest_gap=mode.widest,
         region=(region.start, region.stop),
         members=request.members,
         seed=request.seed,
@@ -178,14 +185,16 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
         steps=request.steps if predictor.evaluations > 1 else 1,
         tile=request.tile,
         greys=(greys.low, greys.high),
-        scale=weights.calibrated_scale(mode.gap, request.members),
+        scale=scales.pop(1),
+        bridged_scale={str(span): scale for span, scale in scales.items()},
+        empty=describe_empty(plan, volume, request.skip_empty, request.mask),
         tiling=(plan.tiling.core, plan.tiling.halo, plan.tiling.blend),
         block=plan.block,
         shard=plan.shard,
         device=device.name,
         precision=device.precision,
     )
-    return Prepared(request, volume, weights, predictor, plan, job)
+    return Prepared(request, stack, weights, predictor, plan, job)
 
 
 def check_place(out: str, source: str) -> None:
@@ -206,43 +215,79 @@ def parse_roi(text: str) -> Box:
     return Box((a, b, c), (d, e, f))
 
 
-def reconstruct(request: Request, notify: Notify = lambda progress: None) -> Output:
-    """Run a request to its end, or continue it. Returns the sealed output."""
+def choose_devices(request: Request, executor: str, exact: bool) -> tuple[Device, Device]:
+    """The device of the run, which may be of machines that are not this one, and one to plan with here."""
+    gpus = request.cluster.gpus if request.cluster and executor == "slurm" else None
+    if gpus == 0 and request.device.startswith("cuda"):
+        raise ConfigError(f"--device {request.device} and the jobs of --cluster have no GPU; add gres, such as gpu:1")
+    wanted = ("cuda" if gpus else "cpu") if request.device == "auto" and gpus is not None else request.device
+    if wanted.startswith("cuda") and executor in ("scheduler", "slurm", NONE):
+        precision = request.precision if request.precision != "auto" else ("float32" if exact else "bfloat16")
+        return Device(wanted, precision), choose_device("cpu", "float32")
+    device = choose_device(wanted, request.precision, exact)
+    return device, device
+
+
+def executor_of(request: Request) -> str:
+    """Name of the executor, from what was asked. Raises ConfigError where two are asked for."""
+    asked = [request.executor] if request.executor else []
+    asked += ["scheduler"] if request.scheduler and request.executor != "scheduler" else []
+    asked += ["slurm"] if request.cluster and request.executor != "slurm" else []
+    if len(asked) > 1:
+        raise ConfigError(f"{' and '.join(asked)} were asked for; choose one of --executor, --scheduler, --cluster")
+    name = asked[0] if asked else "local"
+    if name not in (*EXECUTORS, NONE):
+        raise ConfigError(f"executor {name!r} is unknown; choose one of {', '.join((*EXECUTORS, NONE))}")
+    for kind, setting, flag in (
+        ("scheduler", request.scheduler, "--scheduler"),
+        ("slurm", request.cluster, "--cluster"),
+    ):
+        if name == kind and not setting:
+            raise ConfigError(f"executor {name} needs to know which; give {flag}")
+    return name
+
+
+def make_executor(request: Request) -> Executor:
+    """Modules of executors are imported when they are asked for. Raises ClusterError where it cannot be had."""
+    match executor_of(request):
+        case "local":
+            from emdiffuse_vol.executors.local import LocalExecutor
+
+            return LocalExecutor(request.workers or 1)
+        case "dask":
+            from emdiffuse_vol.executors.dask import on_this_machine
+
+            return on_this_machine(request.workers)
+        case "scheduler":
+            from emdiffuse_vol.executors.dask import on_scheduler
+
+            return on_scheduler(str(request.scheduler))
+        case _:
+            from emdiffuse_vol.executors.slurm import on_slurm
+
+            assert request.cluster is not None
+            return on_slurm(request.cluster)
+
+
+def reconstruct(request: Request, notify: Notify = lambda progress: None, *, retry_failed: bool = False) -> Output:
+    """Run a request to its end, or continue it. Returns the sealed output; with executor ``none``, the created one."""
     prepared = prepare(request)
     output = Output(Path(request.out))
     output.open_or_create(prepared, request.overwrite)
-    if output.sealed:
+    if output.sealed or executor_of(request) == NONE:
         return output
-    executor = make_executor(request.executor, request.workers)
+    executor = make_executor(request)
     try:
-        _run_blocks(prepared, output, executor, notify)
-        _build_pyramid(prepared, output, executor, notify)
+        patience = request.patience * 60
+        complete(
+            output,
+            prepared.job,
+            executor,
+            executor_of(request),
+            notify,
+            retry_failed=retry_failed,
+            patience=patience,
+        )
     finally:
         executor.close()
-    output.seal()
     return output
-
-
-def _run_blocks(prepared: Prepared, output: Output, executor: Executor, notify: Notify) -> None:
-    plan = prepared.plan
-    ledger = Ledger(output.path, "", plan.grid)
-    permits = executor.workers if prepared.request.executor == "local" else 1
-    task = BlockTask(prepared.job, permits, executor.threads)
-    output.log("run", done=ledger.done, total=len(plan), executor=prepared.request.executor, workers=executor.workers)
-    voxels = 0
-    notify(Progress("blocks", ledger.done, len(plan), voxels))
-    started = time.perf_counter()
-    for receipt in executor.run(task, ledger.pending()):
-        ledger.record(receipt)
-        voxels += plan.write_box(receipt.index).size
-        notify(Progress("blocks", ledger.done, len(plan), voxels, receipt))
-    output.log("blocks done", voxels=voxels, seconds=round(time.perf_counter() - started, 3))
-
-
-def _build_pyramid(prepared: Prepared, output: Output, executor: Executor, notify: Notify) -> None:
-    for level, shape in enumerate(output.level_shapes()[1:], start=1):
-        task = LevelTask(str(output.path.absolute()), level, shape, prepared.plan.shard)
-        ledger = Ledger(output.path, f"level{level}", task.grid)
-        for receipt in executor.run(task, ledger.pending()):
-            ledger.record(receipt)
-            notify(Progress(f"level {level}", ledger.done, len(ledger.state), 0, receipt))

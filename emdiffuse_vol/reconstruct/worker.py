@@ -2,14 +2,16 @@
 
 A ``BlockTask`` is small and can be sent anywhere; the volume, the output and the network it needs are opened once in
 each process. That table, ``_contexts``, is the one piece of hidden state in the package: without it every block would
-load the network again.
+load the network again. A process holds a few blocks at a time: ``permits`` of them at their network, ``AHEAD`` more
+being read or written.
 """
 
 from __future__ import annotations
 
+import platform
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,55 +19,138 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emdiffuse_vol import __version__
+from emdiffuse_vol.errors import ClusterError
+from emdiffuse_vol.executors import AHEAD
+from emdiffuse_vol.executors.walltime import check_time
 from emdiffuse_vol.models.checkpoints import load_weights
+from emdiffuse_vol.reconstruct.empty import Emptiness, empty_codes, open_emptiness
 from emdiffuse_vol.reconstruct.greys import Codes, check_finite
 from emdiffuse_vol.reconstruct.job import Job
-from emdiffuse_vol.reconstruct.ledger import Receipt
-from emdiffuse_vol.reconstruct.plan import Plan
+from emdiffuse_vol.reconstruct.ledger import BRIDGED, DONE, SKIPPED, Receipt, checksum
+from emdiffuse_vol.reconstruct.plan import Block, Plan
 from emdiffuse_vol.reconstruct.predict import Device, Predictor, Sampling, build_predictor, predict_block
+from emdiffuse_vol.reconstruct.source import open_input
 from emdiffuse_vol.stores.blocks import write_block
-from emdiffuse_vol.stores.opening import open_volume
+from emdiffuse_vol.stores.kvstore import bytes_read
 from emdiffuse_vol.stores.volume import Volume, read_mirrored
 
 
-@dataclass(frozen=True)
+def software() -> dict[str, str]:
+    """What decides the bits, besides the job."""
+    import tensorstore
+    import torch
+
+    return {
+        "emdiffuse_vol": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "tensorstore": getattr(tensorstore, "__version__", "unknown"),
+    }
+
+
+@dataclass
 class Context:
-    """What a process keeps for a job. ``turn`` is held while a network runs: ``permits`` of them at once."""
+    """What a process keeps for a job. ``seats``: blocks in the process; ``turn``: networks that run."""
 
     job: Job
     plan: Plan
     predictor: Predictor
+    seats: threading.Semaphore
     turn: threading.Semaphore
+    counted: int = 0
 
     def predict(self, index: int, sections: NDArray[Any]) -> NDArray[Any]:
         """sections: greys of the block's ``read`` box, mirrored at the faces. Returns codes [2, z, y, x]."""
-        block = self.plan[index]
+        block, job = self.plan[index], self.job
         check_finite(sections, block.read)
+        fills = self.emptiness.fills(block, sections)
         with self.turn:
-            return predict_block(self.plan, block, self.predictor, sections, self.job.grey_map, self.job.scale)
+            return predict_block(self.plan, block, self.predictor, sections, job.grey_map, job.scales, fills)
 
     @cached_property
     def volume(self) -> Volume:
-        return open_volume(self.job.input, **self.job.input_options)
+        return open_input(self.job)
+
+    @cached_property
+    def emptiness(self) -> Emptiness:
+        return open_emptiness(self.job)
+
+    def newly_read(self) -> int:
+        """Bytes that this process has read from stores since it was last asked."""
+        with _lock:
+            before, self.counted = self.counted, bytes_read()
+            return self.counted - before
 
 
 @dataclass(frozen=True)
 class BlockTask:
-    """permits: networks at once in one process; threads: cores that each may use."""
+    """permits: networks at once in one process; threads: cores that each may use, None for all of the process's;
+    expected: seconds that a block takes, 0 where nobody knows; driver: its software."""
 
     job: Job
     permits: int
-    threads: int
+    threads: int | None
+    expected: float = 0.0
+    driver: dict[str, str] = field(default_factory=software)
 
     def __call__(self, index: int) -> Receipt:
-        started = time.perf_counter()
+        check_time(self.expected)
+        check_software(self.driver)
         context = context_for(self.job, self.permits, self.threads)
-        block = context.plan[index]
-        codes = context.predict(index, read_mirrored(context.volume, block.read))
-        write_block(Path(self.job.out), block.write.shift(context.plan.offset), codes)
+        with context.seats:
+            started = time.perf_counter()
+            receipt = self.make(context, context.plan[index])
+            return Receipt(index, time.perf_counter() - started, read_bytes=context.newly_read(), **receipt)
+
+    def make(self, context: Context, block: Block) -> dict[str, Any]:
+        """What is known of the block once it is on disk, as fields of its receipt."""
+        grey = context.emptiness.whole(block)
+        if grey is None:
+            sections = read_mirrored(context.volume, block.read)
+            grey = context.emptiness.whole(block, sections)
+        if grey is not None:
+            if grey:  # where nothing is written, all is 0
+                self.write(block, context, empty_codes(block, grey, context.volume.spec.dtype))
+            return {"state": SKIPPED}
+        batch = context.predictor.batch
+        codes = self.codes(context, block, sections)
+        self.write(block, context, codes)
+        p99, mean = statistics(codes[1])
         step = Codes(str(codes.dtype)).step
-        p99, mean = float(np.percentile(codes[1], 99)) * step, float(codes[1].mean(dtype=np.float64)) * step
-        return Receipt(index, time.perf_counter() - started, p99, mean)
+        lowered = context.predictor.batch if context.predictor.batch < batch else None
+        state = BRIDGED if context.plan.bridged(block) else DONE
+        known = {"p99": p99 * step, "mean": mean * step, "checksum": checksum(codes)}
+        return {"state": state, "batch": lowered, **known}
+
+    def codes(self, context: Context, block: Block, sections: NDArray[Any]) -> NDArray[Any]:
+        """[2, z, y, x] of ``block.write``, as stored. sections: greys of ``block.read``."""
+        return context.predict(block.index, sections)
+
+    def write(self, block: Block, context: Context, codes: NDArray[Any]) -> None:
+        write_block(Path(self.job.out), block.write.shift(context.plan.offset), codes)
+
+
+def statistics(codes: NDArray[Any]) -> tuple[float, float]:
+    """99th percentile (the smallest value that 99 % do not exceed) and mean of uncertainty codes."""
+    if codes.dtype == np.float32:
+        return float(np.percentile(codes, 99, method="inverted_cdf")), float(codes.mean(dtype=np.float64))
+    # Codes of whole numbers, 0 and above: counting them is many times faster than sorting.
+    counts = np.zeros(np.iinfo(codes.dtype).max + 1, np.int64)
+    for plane in codes:
+        counts += np.bincount(plane.ravel(), minlength=len(counts))
+    p99 = int(np.searchsorted(np.cumsum(counts), 0.99 * codes.size))
+    return float(p99), float(counts @ np.arange(len(counts)) / codes.size)
+
+
+def check_software(driver: dict[str, str]) -> None:
+    """Raises ClusterError where this process has other versions than the driver."""
+    here = software()
+    unlike = [
+        f"{name} {here.get(name)}, the driver {driver[name]}" for name in driver if here.get(name) != driver[name]
+    ]
+    if unlike:
+        raise ClusterError(f"the worker on {platform.node()} has {'; '.join(unlike)}; give both the same environment")
 
 
 def context_for(job: Job, permits: int = 1, threads: int | None = None) -> Context:
@@ -82,14 +167,23 @@ def _open(job: Job, permits: int, threads: int | None) -> Context:
     if threads is not None:
         torch.set_num_threads(threads)
     if job.device != "cpu":
+        if not torch.cuda.is_available():
+            raise ClusterError(
+                f"the worker on {platform.node()} has no CUDA device and the run is for {job.device}; "
+                f"ask for a GPU (gres in the cluster file), or start the run with --device cpu"
+            )
         # The same bits in every process, and float32 that is float32 (cuDNN's default rounds to tf32).
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = False
-    plan = job.plan
+    plan, weights = job.plan, load_weights(job.weights)
+    if weights.sha256 != job.weights_sha256:
+        raise ClusterError(f"the weights {job.weights} of the worker on {platform.node()} are not those of the run")
     sampling = Sampling(job.members, job.seed, job.sampler, job.steps, job.tile)
-    predictor = build_predictor(load_weights(job.weights).net, plan.mode, sampling, Device(job.device, job.precision))
-    return Context(job, plan, predictor, threading.Semaphore(permits))
+    predictor = build_predictor(weights.net, plan.mode, sampling, Device(job.device, job.precision))
+    return Context(
+        job, plan, predictor, threading.Semaphore(permits + AHEAD), threading.Semaphore(permits), bytes_read()
+    )
 
 
 _contexts: dict[str, Context] = {}

@@ -12,8 +12,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from emdiffuse_vol.errors import InputError
 from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.stores.image import coarsen, finish, open_array, write_units
+from emdiffuse_vol.stores.kvstore import reason
 
 
 def write_block(image: Path, box: Box, values: NDArray[Any]) -> None:
@@ -21,7 +23,18 @@ def write_block(image: Path, box: Box, values: NDArray[Any]) -> None:
     finish(write_units(open_array(str(image), 0, "w"), box, values))
 
 
-def build_block(image: Path, level: int, box: Box) -> None:
-    """Compute ``box`` of a level from the level above it, and write it."""
+def build_block(image: Path, level: int, box: Box) -> NDArray[Any]:
+    """Compute ``box`` of a level from the level above it, and write it. Returns its voxels."""
     values = coarsen(open_array(str(image), level - 1), box)
     finish(write_units(open_array(str(image), level, "w"), box, values))
+    return values
+
+
+def read_block(image: Path, level: int, box: Box) -> NDArray[Any]:
+    """[c, z, y, x] as stored; what was never written is 0. Raises InputError where it is damaged."""
+    z, y, x = box.slices()
+    try:
+        values: NDArray[Any] = open_array(str(image), level, cache_bytes=0)[:, z, y, x].read().result()
+    except ValueError as error:
+        raise InputError(f"{image}/{level} is damaged: {reason(error)}") from error
+    return values

@@ -75,3 +75,9 @@ def write_json(url: str, key: str, content: dict[str, Any]) -> None:
 def reason(error: Exception) -> str:
     """tensorstore's message without its trailing dump of specs."""
     return " ".join(str(error).split(" [")[0].split())
+
+
+def bytes_read() -> int:
+    """Bytes that this process has read through tensorstore, from files and over the network, as they are stored."""
+    metrics = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/")
+    return sum(int(m["values"][0]["value"]) for m in metrics if m["name"].endswith("/bytes_read"))

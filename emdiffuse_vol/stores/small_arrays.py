@@ -1,28 +1,33 @@
-"""Small Zarr v3 arrays that are changed element by element by one process: the ledger's.
+"""Small Zarr v3 arrays of which single elements are changed: the ledger's.
 
-Convention: shapes up to a few million elements; fill value 0; writes are durable when their future is done (file,
-fsync, rename). No cache is trusted across processes.
+Convention: up to some ten million elements, in cubic chunks, fill value 0. Writes are on disk when they return (file,
+fsync, rename). Several processes may write elements of one chunk: each change is made to what is there. Nothing is
+cached, so a reader sees what others have written.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorstore as ts
+from numpy.typing import NDArray
 
 from emdiffuse_vol.errors import OutputError
 from emdiffuse_vol.stores.kvstore import reason
 
-CHUNK = 16
+Places = tuple[NDArray[np.int64], ...]  # of elements: an array of indices for each axis
 
 
-def create_array(path: Path, shape: tuple[int, ...], dtype: str) -> None:
-    """Raises OutputError where something is already there, or where it cannot be written."""
+def create_array(path: Path, shape: tuple[int, ...], dtype: str, edge: int) -> None:
+    """edge: of the cubic chunks. Raises OutputError where something is there, or where it cannot be written."""
     metadata = {
         "shape": list(shape),
         "data_type": dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [min(CHUNK, n) for n in shape]}},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [edge] * len(shape)}},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
         "fill_value": 0,
     }
     try:
@@ -32,21 +37,40 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: str) -> None:
 
 
 def open_small(path: Path) -> ts.TensorStore:
+    """Raises OutputError where it is missing or damaged."""
     try:
         return ts.open(_spec(path), open=True).result()
     except ValueError as error:
-        raise OutputError(
-            f"the ledger is damaged, {path} cannot be opened: {reason(error)}; remove the output or choose another"
-        ) from error
+        raise OutputError(_damaged(path, error)) from error
 
 
-def write_elements(values: dict[ts.TensorStore, float], place: tuple[int, ...]) -> None:
-    """Write one element of several arrays; on disk when it returns. Raises OutputError when it cannot be written."""
+def read_part(array: ts.TensorStore, part: Any = ...) -> NDArray[Any]:
+    """Raises OutputError where it is damaged."""
     try:
-        for future in [array[place].write(value) for array, value in values.items()]:
+        values: NDArray[Any] = array[part].read().result()
+    except ValueError as error:
+        raise OutputError(_damaged("an array", error)) from error
+    return values
+
+
+def write_elements(arrays: Mapping[str, ts.TensorStore], places: Places, values: Mapping[str, NDArray[Any]]) -> None:
+    """Write elements of several arrays at the same places. Raises OutputError when they cannot be written."""
+    try:
+        for future in [arrays[name][places].write(elements) for name, elements in values.items()]:
             future.result()
     except ValueError as error:
         raise OutputError(f"the ledger cannot be written: {reason(error)}") from error
+
+
+def edge_of(array: ts.TensorStore) -> int:
+    """Of the chunks."""
+    shape = array.chunk_layout.write_chunk.shape
+    assert shape is not None
+    return int(shape[0] or 1)
+
+
+def _damaged(path: Any, error: ValueError) -> str:
+    return f"the ledger is damaged, {path} cannot be read: {reason(error)}; remove the output or choose another"
 
 
 def _spec(path: Path) -> dict[str, Any]:
