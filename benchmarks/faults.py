@@ -11,7 +11,8 @@ nobody was shown a traceback. After each strike, blocks that are recorded must b
 
 A network of two channels with random weights, and 9 blocks with two levels above them: what is tried is the engine.
 Starting Python takes most of the time. Disks that fill up and places that become read-only are small file systems in
-memory; mounting them needs root, and without it these kinds are left out and the report says so.
+memory; mounting them needs root. Kills just before the n-th system call of a sort need strace. Where these cannot be
+had, their kinds are left out and the report says so.
 """
 
 from __future__ import annotations
@@ -336,6 +337,7 @@ class Trial:
     notes: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     started: list[Process] = field(default_factory=list)
+    judged: bool = False
 
     @cached_property
     def dice(self) -> random.Random:
@@ -409,6 +411,7 @@ class Trial:
 
     def verdict(self) -> None:
         """Compare with the unbroken run. Adds to ``problems``."""
+        self.judged = True
         self.leave()
         found, expected = file_hashes(self.out), self.bench.reference
         if lost := sorted(expected.keys() - found.keys()):
@@ -634,6 +637,27 @@ def two_drivers(trial: Trial) -> None:
         trial.expect(process, 0)
 
 
+def kill_at_system_call(trial: Trial) -> None:
+    """Killed as a thread is about to do the n-th of its calls that change a disk: between any two of them, in time."""
+    command = trial.command("--workers", str(trial.dice.choice((1, 2))))
+    for _ in range(trial.dice.randint(1, 3)):
+        call, number = trial.dice.choice(("rename", "rename", "fsync", "mkdir", "unlink")), trial.dice.randint(1, 14)
+        trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}"]
+        process = trial.start([*trace, "-e", f"inject={call}:signal=KILL:when={number}", *command])
+        if process.wait() == 0:
+            break
+        trial.struck("SIGKILL driver", Moment(f"before {call}", number, 0), process)
+        trial.reruns += 1
+    trial.expect(trial.start(command), 0)
+
+
+def no_tracing() -> str:
+    """Why system calls cannot be traced here; empty where they can."""
+    if not shutil.which("strace"):
+        return "there is no strace"
+    return "strace is not allowed here" if _run("strace", "-f", "true", check=False) else ""
+
+
 def stop_driver(trial: Trial) -> None:
     """SIGTERM or SIGINT: within seconds, with 75 once the run has begun."""
     number = trial.dice.choice((signal.SIGTERM, signal.SIGTERM, signal.SIGINT))
@@ -790,17 +814,20 @@ def _trouble(trial: Trial, what: str, begin: Callable[[], None], mend: Callable[
 
 @dataclass(frozen=True)
 class Kind:
+    """share: of 22 trials. lacking: why it cannot be tried here, or nothing."""
+
     run: Callable[[Trial], None]
-    share: int  # of 20 trials
-    mounts: bool = False
+    share: int
+    lacking: Callable[[], str] = lambda: ""
 
 
 KINDS = {
     "driver": Kind(kill_driver, 4),
     "work": Kind(kill_work, 2),
     "two drivers": Kind(two_drivers, 2),
-    "disk full": Kind(fill_disk, 2, mounts=True),
-    "read-only": Kind(protect_place, 2, mounts=True),
+    "disk full": Kind(fill_disk, 2, no_disks),
+    "read-only": Kind(protect_place, 2, no_disks),
+    "system call": Kind(kill_at_system_call, 2, no_tracing),
     "signal": Kind(stop_driver, 1),
     "overwrite": Kind(replace_output, 1),
     "dask driver": Kind(kill_dask_driver, 2),
@@ -824,7 +851,7 @@ def attempt(bench: Bench, kind: str, seed: int) -> dict[str, Any]:
     trial.out.parent.mkdir(parents=True)
     try:
         KINDS[kind].run(trial)
-        if not KINDS[kind].mounts:
+        if not trial.judged:
             trial.verdict()
     except Failed as failed:
         trial.problems.append(str(failed))
@@ -899,8 +926,10 @@ def main() -> int:
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"of {', '.join(KINDS)}")
     parser.add_argument("--only", type=int, help="number of one trial, to see it again")
     asked = parser.parse_args()
-    kinds, why = asked.kinds.split(","), no_disks()
-    left_out = {kind: why for kind in kinds if why and KINDS[kind].mounts}
+    # Of a command in the background, shells make one that ignores SIGINT, and so would all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    kinds = asked.kinds.split(",")
+    left_out = {kind: why for kind in kinds if (why := KINDS[kind].lacking())}
     folder = Path(tempfile.mkdtemp(prefix="emdvol-faults-"))
     rows: list[dict[str, Any]] = []
     bench = Bench(folder)

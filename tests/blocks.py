@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.reconstruct.empty import open_emptiness
 from emdiffuse_vol.reconstruct.job import Request
-from emdiffuse_vol.reconstruct.plan import Block
-from emdiffuse_vol.reconstruct.predict import predict_block
+from emdiffuse_vol.reconstruct.noise import NoiseField
+from emdiffuse_vol.reconstruct.plan import Block, Plan
+from emdiffuse_vol.reconstruct.predict import Tile, predict_block
 from emdiffuse_vol.reconstruct.run import Prepared, prepare
 from emdiffuse_vol.reconstruct.source import open_input
 from emdiffuse_vol.stores.volume import read_mirrored
@@ -19,7 +21,45 @@ from emdiffuse_vol.stores.volume import read_mirrored
 def compute(request: Request, **decided: Any) -> np.ndarray:
     """-> codes [2, z, y, x] of the whole region. decided: parts of the job to change."""
     prepared = prepare(request)
-    prepared = replace(prepared, job=replace(prepared.job, **decided))
+    return compute_all(replace(prepared, job=replace(prepared.job, **decided)))
+
+
+def quick(request: Request) -> np.ndarray:
+    """The same without a network."""
+    return compute_all(without_network(prepare(request)))
+
+
+def without_network(prepared: Prepared) -> Prepared:
+    return replace(prepared, predictor=Quick(prepared.plan))
+
+
+class Quick:
+    """Linear interpolation, a little too bright, with noise around it; tiles as of the network."""
+
+    batch, members, lost, evaluations = 2, 2, 0, 1
+
+    def __init__(self, plan: Plan) -> None:
+        self.tiling = plan.tiling
+        self.asked: list[Box] = []
+
+    def __call__(self, tiles: list[Tile]) -> tuple[np.ndarray, np.ndarray]:
+        self.asked += [tile.box for tile in tiles]
+        means = []
+        for tile in tiles:
+            below, above = tile.sections[tile.index], tile.sections[tile.index + 1]
+            means.append(below + tile.t[:, None, None] * (above - below) + np.float32(0.02))
+        noise = [[0.02 * NoiseField(0).normal(k, 0, tile.box)[0] for k in range(2)] for tile in tiles]
+        mean = np.stack(means)
+        return mean, mean[:, None] + np.array(noise, np.float32)
+
+    def flops(self) -> int:
+        return 0
+
+    def memory(self) -> int:
+        return 0
+
+
+def compute_all(prepared: Prepared) -> np.ndarray:
     plan = prepared.plan
     codes = np.empty((2, *plan.region.shape), prepared.volume.spec.dtype)
     for index in range(len(plan)):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import KINDS, Bench, attempt, no_disks
+from faults import KINDS, Bench, attempt
 from volumes import small_request
 
 from emdiffuse_vol.reconstruct.ledger import DONE, Ledger, Receipt
@@ -14,7 +14,7 @@ from emdiffuse_vol.reconstruct.output import Output
 from emdiffuse_vol.reconstruct.run import prepare
 
 # A kind and a seed decide all that happens in a trial.
-TRIALS = [(kind, 0) for kind in KINDS] + [("driver", 1)]
+TRIALS = [(kind, 0) for kind in KINDS]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def test_a_struck_run_continued_by_the_same_command_ends_as_an_unbroken_one(
     request: pytest.FixtureRequest, kind: str, seed: int
 ) -> None:
-    if KINDS[kind].mounts and (why := no_disks()):
+    if why := KINDS[kind].lacking():
         pytest.skip(why)
     row = attempt(request.getfixturevalue("bench"), kind, seed)
     assert row["result"] == "identical", "\n".join(row["problems"])

@@ -61,8 +61,14 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="emdvol")
-def main() -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Log to standard error what goes into events.jsonl.")
+def main(verbose: bool) -> None:
     """Isotropic volume EM with a trustworthy number beside every voxel."""
+    if verbose:
+        import logging
+
+        logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
+        logging.getLogger("emdiffuse_vol").setLevel(logging.INFO)
 
 
 def run() -> None:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import pkgutil
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
+from emdiffuse_vol import __version__
 from emdiffuse_vol.errors import ClusterError
 from emdiffuse_vol.executors import AHEAD, Outcome, Task, available_cores, visible_gpus
 from emdiffuse_vol.executors.local import drain
@@ -42,7 +44,7 @@ SETTINGS: dict[str, Any] = {
 
 class DaskExecutor:
     """client, cluster: of ``distributed``; cluster None where it belongs to somebody else. threads, renewable: see
-    ``Executor``. watch: called now and then; raises ClusterError where no worker can come any more."""
+    ``Executor``. watch: told now and then the addresses of workers; raises ClusterError where they are of no use."""
 
     permits = 1
 
@@ -53,7 +55,7 @@ class DaskExecutor:
         *,
         threads: int | None = None,
         renewable: bool = True,
-        watch: Callable[[], None] = lambda: None,
+        watch: Callable[[Collection[str]], None] = lambda workers: None,
     ) -> None:
         self.client, self.cluster = client, cluster
         self.threads, self.renewable, self._watch = threads, renewable, watch
@@ -64,11 +66,12 @@ class DaskExecutor:
 
     def processes(self) -> int:
         if time.monotonic() > self._asked + ASK:
-            self._watch()
             try:
-                self._processes = len(self.client.sync(self.client.scheduler.ncores_running))
+                workers = self.client.sync(self.client.scheduler.ncores_running)
             except Exception as error:  # whatever the state the connection is in
                 raise self._gone() from error
+            self._watch(workers)
+            self._processes = len(workers)
             self._asked = time.monotonic()
         return self._processes
 
@@ -198,4 +201,29 @@ def on_scheduler(address: str) -> DaskExecutor:
         raise ClusterError(
             f"no dask scheduler answers at {address}, expected such as tcp://host:8786; start it or correct it"
         ) from error
-    return DaskExecutor(client)
+    known: set[str] = set()
+
+    def check(workers: Collection[str]) -> None:
+        """Raises ClusterError where a worker lacks this package, or has another version."""
+        found = _versions(client, [worker for worker in workers if worker not in known])
+        known.update(found)
+        for worker, version in found.items():
+            if version != __version__:
+                raise ClusterError(
+                    f"the worker at {worker} has emdiffuse_vol {version}, the driver {__version__}; "
+                    f"give both the same environment"
+                )
+
+    return DaskExecutor(client, watch=check)
+
+
+def _versions(client: Any, workers: list[str]) -> dict[str, str]:
+    """Of this package, where workers answer. Sent a block, one that lacks it would only die, without a word."""
+    if not workers:
+        return {}
+    answers = client.run(pkgutil.resolve_name, "emdiffuse_vol:__version__", workers=workers, on_error="return")
+    return {
+        worker: f"not ({answer})" if isinstance(answer, Exception) else answer
+        for worker, answer in answers.items()
+        if not isinstance(answer, OSError)
+    }

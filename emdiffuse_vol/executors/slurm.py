@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from emdiffuse_vol.executors.dask import DaskExecutor
 
 WALLTIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d)")
-GPU = re.compile(r"(?:^|,)gpu(?::[a-zA-Z][^:,(]*)?(?::(?P<count>\d+))?(?:\([^)]*\))?(?=,|$)")
+GPU = re.compile(r"(?:^|,)gpu(?::(?!\d+(?:[,(]|$))[^:,(]+)?(?::(?P<count>\d+))?(?:\([^)]*\))?(?=,|$)")
 
 # States of a job that will bring workers, or has them.
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "RESIZING")
@@ -155,7 +156,7 @@ class Keeper:
         self.said = ""  # by SLURM, of the last job that it refused
         self.error: ClusterError | None = None
 
-    def check(self) -> None:
+    def check(self, workers: Collection[str]) -> None:
         """Raises ClusterError where jobs bring no workers."""
         if self.error:
             raise self.error
@@ -170,7 +171,9 @@ class Keeper:
                 await self.cluster._correct_state()  # of ``scale``, nobody hears the errors
             except RuntimeError as error:
                 self.said = _words(str(error))
-                raise ClusterError(f"SLURM does not take the jobs of --cluster: {self.said}; mend that, or the file") from error
+                raise ClusterError(
+                    f"SLURM does not take the jobs of --cluster: {self.said}; mend that, or the file"
+                ) from error
             if len(spec) >= self.slurm.jobs:
                 return
 

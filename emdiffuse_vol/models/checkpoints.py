@@ -74,13 +74,13 @@ class Weights:
         Between gaps that were calibrated it is interpolated. For another number of members than was calibrated with,
         it changes as the t quantile does that turns a spread of K values into an interval of 90 %.
         """
-        from scipy.stats import t
+        from scipy.special import stdtrit  # quantile of Student's t
 
         table = self._calibration("scale")
         if not table:
             return 1.0
         calibrated = self.metadata["calibration"].get("members", members)
-        few = float(t.ppf(0.95, members) / t.ppf(0.95, calibrated))
+        few = float(stdtrit(members, 0.95) / stdtrit(calibrated, 0.95))
         return float(np.interp(gap, list(table), list(table.values()))) * few
 
     def measured_coverage(self, gap: float, members: int) -> float | None:

@@ -117,7 +117,8 @@ class SlabNet(nn.Module):
         self.fine_gate = _conv(width, 2 * width, (1, 1, 1))
         self.mix = _conv(width, width, (1, 3, 3))
         self.member_out = _conv(width, 4, (1, 1, 1))
-        nn.init.normal_(self.member_out.weight, std=0.02)
+        # Standard deviation 0.02; uniform, as normal_ loads the whole compiler where a network is built without values.
+        nn.init.uniform_(self.member_out.weight, -0.035, 0.035)
 
     def trunk(self, features: Tensor, t: Tensor, gap: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """features: [n, 5, z, y, x] of :func:`slab_features` -> (mean [n, 1, z, y, x], fine, coarse features)."""

@@ -165,7 +165,7 @@ def _uniform(
 
     All boxes are read together, once.
     """
-    there = [box for box in boxes.values() if not box.empty]
+    there = {box for box in boxes.values() if not box.empty}
     values, start = np.empty((0, 0, 0)), (0, 0, 0)
     if there:
         whole = reduce(Box.__or__, there)

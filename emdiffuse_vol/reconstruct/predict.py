@@ -38,9 +38,9 @@ from emdiffuse_vol.reconstruct.greys import Codes, FloatArray, GreyMap
 from emdiffuse_vol.reconstruct.noise import NoiseField
 from emdiffuse_vol.reconstruct.plan import Block, Plan
 
-# Normalised greys by which tissue differs from other tissue: sqrt(2) standard deviations, of a normal distribution that
-# has 99 % within +-1, as greys have by their map.
-UNKNOWN = sqrt(2) / 2.576
+# Normalised greys by which tissue differs from other tissue, root mean square: 0.73 in FIB-25, 0.69 in the VNC stack,
+# between places 8 sections apart.
+UNKNOWN = 0.7
 
 # How PyTorch and the libraries below it say on the CPU, or outside its allocator, what OutOfMemoryError says elsewhere.
 NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "could not create a memory")
@@ -274,8 +274,8 @@ def span_scales(weights: Weights, mode: Isotropic, members: int) -> dict[int, fl
     """What the members' spread is to be multiplied by, for each span of good sections that occurs and for 1.
 
     Where sections are farther apart than the network knows, their spread is that of ``mode.widest``, and it is scaled
-    by the square root of the rest. This extrapolates: a boundary that wanders at random is lost in proportion to the
-    root of the distance, and so does the error of linear interpolation grow on FIB-SEM, up to where it saturates.
+    by the square root of the rest. This extrapolates how errors grow: those of linear interpolation in FIB-25 are 12.2,
+    18.5, 22.6 and 27.2 greys for sections 5, 10, 15 and 20 pixels apart.
     """
 
     def scale(span: int) -> float:
