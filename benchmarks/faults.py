@@ -44,7 +44,6 @@ from emdiffuse_vol import __version__
 from emdiffuse_vol.errors import EmdvolError
 
 LIMIT = 240.0  # seconds after which a process is taken to hang
-MOST_RERUNS = 6  # more than the strikes of a trial explain would be manual work
 LEAVING = 20.0  # seconds that what a killed process has started may outlive it
 POLL, IDLE = 0.0004, 0.005  # seconds between looks at the files, once there are any and before
 DISK = 12 << 20  # bytes; the output needs 1.5 MB
@@ -191,11 +190,14 @@ EVENTS = {"time": 0, "creating": 50, "shard": 25, "ledger": 60, "pyramid": 20, "
 LATER = ("time", "shard", "ledger", "pyramid", "sealing")
 
 
-def choose_moment(dice: random.Random, seconds: float, events: tuple[str, ...] = tuple(EVENTS)) -> Moment:
+def choose_moment(
+    dice: random.Random, seconds: float, events: tuple[str, ...] = tuple(EVENTS), seen: float = 1.0
+) -> Moment:
+    """seen: share of the changes that can be seen; in memory, many files come and go between two looks."""
     event = dice.choice(events)
     if event == "time":
         return Moment(event, 0, dice.uniform(0.02, 1.0) * seconds)
-    count = 1 + int(EVENTS[event] * dice.random() ** 1.5)  # later starts have less left to do
+    count = 1 + int(EVENTS[event] * seen * dice.random() ** 1.5)  # later starts have less left to do
     return Moment(event, count, dice.choice((0.0, dice.uniform(0, 0.01), dice.uniform(0, 0.1))))
 
 
@@ -297,6 +299,7 @@ def look_at(out: Path) -> State:
     from emdiffuse_vol.reconstruct.engine import stages
     from emdiffuse_vol.reconstruct.ledger import FINISHED, Ledger, checksum
     from emdiffuse_vol.reconstruct.output import Output
+    from emdiffuse_vol.reconstruct.verify import place_of
     from emdiffuse_vol.stores.blocks import read_block
 
     state, output = State(), Output(out)
@@ -304,14 +307,13 @@ def look_at(out: Path) -> State:
         return state
     job = output.job()
     state.sealed = output.sealed
-    for level, stage in enumerate(stages(output, job, 1, 1)):
+    for stage in stages(output, job, 1, 1):
         ledger = Ledger(out, stage.ledger, stage.grid)
         state.finished[stage.name] = ledger.finished
         state.unfinished += len(ledger) - ledger.finished
         sums = ledger.read("checksum").ravel()
         for index in (i for i in range(len(ledger)) if ledger.state.ravel()[i] in FINISHED):
-            box = stage.work.box(index) if level else job.plan.write_box(index).shift(job.plan.offset)  # type: ignore[attr-defined]
-            if checksum(read_block(out, level, box)) != sums[index]:
+            if checksum(read_block(out, *place_of(job, stage, index))) != sums[index]:
                 state.wrong.append(f"{stage.name} {index}")
     return state
 
@@ -641,7 +643,8 @@ def kill_at_system_call(trial: Trial) -> None:
     """Killed as a thread is about to do the n-th of its calls that change a disk: between any two of them, in time."""
     command = trial.command("--workers", str(trial.dice.choice((1, 2))))
     for _ in range(trial.dice.randint(1, 3)):
-        call, number = trial.dice.choice(("rename", "rename", "fsync", "mkdir", "unlink")), trial.dice.randint(1, 14)
+        call, most = trial.dice.choice((("rename", 30), ("fsync", 60), ("mkdir", 30), ("unlink", 20)))
+        number = trial.dice.randint(1, most)
         trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}"]
         process = trial.start([*trace, "-e", f"inject={call}:signal=KILL:when={number}", *command])
         if process.wait() == 0:
@@ -787,7 +790,8 @@ def _trouble(trial: Trial, what: str, begin: Callable[[], None], mend: Callable[
     how = trial.dice.choice(("retried", "retried", "stopped", "killed"))
     tool = (sys.executable, "-c", IMPATIENT) if how == "stopped" else TOOL
     command = trial.command("--workers", str(trial.dice.choice((1, 2))), tool=tool)
-    moment, seconds = trial.moment(), trial.dice.uniform(0.2, 6)
+    moment = choose_moment(trial.dice, trial.bench.seconds, seen=0.4)
+    seconds = trial.dice.uniform(0.2, 6)
     driver = trial.start(command)
     if not trial.reached(driver, moment):
         trial.expect(driver, 0)

@@ -90,10 +90,7 @@ stop() {
     timeout 5 scancel --user "$(id -un)" --full 2>/dev/null || true
     for _ in $(seq 25); do [ -n "$(timeout 5 squeue --noheader 2>/dev/null)" ] || break; sleep 0.2; done
     for file in "$dir"/slurmd.*.pid "$dir/slurmctld.pid" "$dir/munged.pid"; do
-        pid=$(cat "$file" 2>/dev/null) || continue
-        kill "$pid" 2>/dev/null || continue
-        for _ in $(seq 50); do kill -0 "$pid" 2>/dev/null || continue 2; sleep 0.1; done
-        kill -9 "$pid" 2>/dev/null || true
+        pid=$(cat "$file" 2>/dev/null) && kill -9 "$pid" 2>/dev/null || true # nothing of theirs is needed any more
     done
 }
 

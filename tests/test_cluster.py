@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from volumes import file_hashes, small_request
 
+from emdiffuse_vol import __version__
 from emdiffuse_vol.cli.main import main
 from emdiffuse_vol.config import load_request
 from emdiffuse_vol.errors import ClusterError, ConfigError, EmdvolError, Stopped
@@ -342,7 +343,7 @@ def test_a_worker_whose_time_is_up_ends_its_blocks_and_goes(scheduler: str) -> N
         time.sleep(3 if number == 0 else 0)
         return os.getpid()
 
-    executor, ended = on_scheduler(scheduler), {}
+    executor, ended = on_scheduler(scheduler, __version__), {}
     late, other = start_worker(scheduler, EMDVOL_DEADLINE=str(time.time() + 1800)), None
     try:
         for number in (0, 1):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from faults import KINDS, Bench, attempt
-from volumes import small_request
+from volumes import file_hashes, small_request
 
+from emdiffuse_vol.errors import ConfigError, OutputError
 from emdiffuse_vol.reconstruct.ledger import DONE, Ledger, Receipt
 from emdiffuse_vol.reconstruct.output import Output
+from emdiffuse_vol.reconstruct.presence import Announcer, Presence, announced, drivers
 from emdiffuse_vol.reconstruct.run import prepare
+from emdiffuse_vol.reconstruct.worker import BlockTask
 
 # A kind and a seed decide all that happens in a trial.
 TRIALS = [(kind, 0) for kind in KINDS]
@@ -69,3 +76,46 @@ def test_what_a_killed_start_left_beside_the_output_is_removed_by_the_next(tmp_p
     (path.parent / ".out.zarr.old").mkdir()  # a kill between the two names of --overwrite
     Output(path).open_or_create(prepared, False)
     assert [p.name for p in path.parent.iterdir()] == ["out.zarr"]
+
+
+def test_a_worker_that_outlives_its_run_writes_nothing_in_the_output_of_another(tmp_path: Path) -> None:
+    request = small_request(tmp_path / "in", out=str(tmp_path / "out.zarr"))
+    output, mine = Output(Path(request.out)), prepare(request)
+    output.open_or_create(mine, False)
+    task = BlockTask(mine.job, 1, 1)
+    task(0)
+    output.open_or_create(prepare(replace(request, seed=1)), True)
+    with pytest.raises(ConfigError, match="belongs to another run by now: seed is 1 there, 0 here"):
+        task(1)
+    assert list(file_hashes(request.out)) == ["0/zarr.json"]
+
+
+def test_an_output_that_is_being_made_is_not_replaced(tmp_path: Path) -> None:
+    request = small_request(tmp_path / "in", out=str(tmp_path / "out.zarr"))
+    output = Output(Path(request.out))
+    output.open_or_create(prepare(request), False)
+    other = prepare(replace(request, seed=1))
+    with (
+        announced(output.path, "local", "0/1", None),
+        pytest.raises(OutputError, match=rf"is being made by process {os.getpid()} on .*; stop that"),
+    ):
+        output.open_or_create(other, True)
+    assert output.attributes["fingerprint"]["seed"] == 0
+    output.open_or_create(other, True)
+    assert output.attributes["fingerprint"]["seed"] == 1
+
+
+def test_a_driver_that_was_killed_is_not_taken_for_one_at_work(tmp_path: Path) -> None:
+    request = small_request(tmp_path / "in", out=str(tmp_path / "out.zarr"))
+    output = Output(Path(request.out))
+    output.open_or_create(prepare(request), False)
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    folder = output.path / "ledger" / "drivers"
+    folder.mkdir()
+    Announcer(folder, Presence(platform.node(), killed.pid, "local", "0/1")).update(force=True)
+    Announcer(folder, Presence("elsewhere", killed.pid, "local", "0/1")).update(force=True)
+    assert [driver.host for driver in drivers(output.path) if driver.live] == ["elsewhere"]
+    with announced(output.path, "local", "0/1", None):
+        assert {driver.host for driver in drivers(output.path)} == {"elsewhere", platform.node()}
+        assert len(drivers(output.path)) == 2

@@ -29,7 +29,9 @@ from emdiffuse_vol.reconstruct.output import Output
 from emdiffuse_vol.reconstruct.run import reconstruct
 
 ROOT = Path(__file__).parents[1]
-MISSING = [name for name in ("sbatch", "slurmctld", "munged") if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
+MISSING = [
+    name for name in ("sbatch", "slurmctld", "munged") if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+]
 
 pytestmark = [
     pytest.mark.slow,
@@ -81,19 +83,41 @@ def jobs_of(place: Path, **settings: Any) -> dict[str, Any]:
     return {**shared, **settings}
 
 
-def start(request: Request, cluster: dict[str, Any], *flags: str) -> subprocess.Popen[str]:
-    """``emdvol reconstruct`` in a process of its own."""
-    file = Path(request.out).with_suffix(".json")
-    file.write_text(json.dumps(cluster))
-    command = [sys.executable, "-m", "emdiffuse_vol", "reconstruct", request.input, "--out", request.out]
-    command += ["--weights", request.weights, "--shard", "64,64,64", "--tile", "64,64,64", "--members", "2"]
-    command += ["--roi", str(request.roi), "--device", "cpu", "--cluster", str(file), *flags]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """``emdvol reconstruct`` in a process of its own; after the test, nothing that it began is left."""
+    drivers: list[subprocess.Popen[str]] = []
+
+    def start(request: Request, cluster: dict[str, Any], *flags: str) -> subprocess.Popen[str]:
+        file = Path(request.out).with_suffix(".json")
+        file.write_text(json.dumps(cluster))
+        command = [sys.executable, "-m", "emdiffuse_vol", "reconstruct", request.input, "--out", request.out]
+        command += ["--weights", request.weights, "--shard", "64,64,64", "--tile", "64,64,64", "--members", "2"]
+        command += ["--roi", str(request.roi), "--device", "cpu", "--cluster", str(file), *flags]
+        drivers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.kill()
+        driver.communicate()
+    slurm("scancel", "--user", str(os.getuid()))
+    until(lambda: not queue())
 
 
 def start_array(request: Request, tasks: str, **options: str) -> str:
     """pipelines/slurm/array.sh on an output that exists -> the id of the job."""
-    given = {"array": tasks, "gres": "gpu:1", "cpus-per-task": "1", "mem": "1G", "output": f"{request.out}.log", **options}
+    given = {
+        "array": tasks,
+        "gres": "gpu:1",
+        "cpus-per-task": "1",
+        "mem": "1G",
+        "output": f"{request.out}.log",
+        **options,
+    }
     command = ["sbatch", "--parsable", *(f"--{key}={value}" for key, value in given.items())]
     return slurm(*command, str(ROOT / "pipelines" / "slurm" / "array.sh"), request.out)
 
@@ -126,6 +150,12 @@ def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
     return found
 
 
+def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Status of a driver that has ended, and what it said."""
+    _, said = process.communicate(timeout=800)
+    return process.returncode, said.strip()
+
+
 def done(request: Request) -> int:
     try:
         return Ledger(Path(request.out), "", (1, 1, BLOCKS)).finished
@@ -137,25 +167,166 @@ def running() -> list[str]:
     return [job for job, state in queue().items() if state == "RUNNING"]
 
 
-def test_a_run_outlives_a_scancel_a_requeue_and_a_dead_node(lab: Path, place: Path, unbroken: Any) -> None:
-    request, before = ask(place, "struck"), len(ended(lab))
+def node_of(job: str) -> str:
+    return slurm("squeue", "--noheader", "--job", job, "--format", "%N")
+
+
+def test_a_run_outlives_a_scancel_a_requeue_and_a_dead_node(
+    lab: Path, place: Path, start: Start, unbroken: Any
+) -> None:
+    request, before = ask(place, "struck"), set(ended(lab))
     driver = start(request, jobs_of(place, jobs=2, gres="gpu:2"))
     seen: set[str] = set()
 
-    def strike(blocks: int, *command: str) -> None:
-        """At a job that has done something, once that many blocks are in; then wait for its replacement."""
+    def victim(blocks: int) -> str:
+        """The older of two jobs that run, once so many blocks are in."""
         until(lambda: done(request) >= blocks and len(running()) == 2)
-        job = min(running(), key=int)
         seen.update(queue())
-        node = slurm("squeue", "--noheader", "--job", job, "--format", "%N")
-        slurm(*(part.format(job=job, node=node) for part in command))
-        until(lambda: set(queue()) - seen)
+        return min(running(), key=int)
 
-    strike(1, "scancel", "{job}")
-    strike(5, "scontrol", "requeue", "{job}")
-    strike(9, "scontrol", "update", "nodename={node}", "state=down", "reason=test")
-    assert driver.wait(200) == 0, driver.stderr and driver.stderr.read()
-    slurm("scontrol", "update", "nodename=n[1-3]", "state=resume")
+    def replaced() -> bool:
+        return bool(queue().keys() - seen)
+
+    slurm("scancel", victim(1))
+    until(replaced)
+    slurm("scontrol", "requeue", victim(5))
+    until(replaced)
+    node = node_of(victim(9))
+    slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    until(replaced)
+    assert finished(driver)[0] == 0
+    slurm("scontrol", "update", f"nodename={node}", "state=resume")
     assert file_hashes(request.out) == unbroken[0] and Output(Path(request.out)).sealed
-    assert not until(lambda: not queue()) is None
-    assert len(ended(lab)) - before == 5, "two jobs, and one for each that was struck"
+    until(lambda: not queue())
+    assert len(ended(lab).keys() - before) == 5, "two jobs, and one more for each that was struck"
+
+
+@pytest.mark.timeout(900)  # a minute and a half on a machine that does nothing else
+def test_runs_longer_than_the_walltime_of_their_jobs_give_the_same_bytes(
+    lab: Path, place: Path, start: Start, unbroken: Any
+) -> None:
+    """A driver whose jobs live for a minute, and an array job of a minute, both with a minute's work and more."""
+    blocks = min(WIDEST, ceil(46 / unbroken[1]))
+    driven, worked = ask(place, "driven", blocks), ask(place, "worked", blocks, executor="none")
+    before = set(ended(lab))
+    reconstruct(worked)
+    array = start_array(worked, "0-0", time="00:01:00")
+    driver = start(driven, jobs_of(place, jobs=1, cores=1, walltime="00:01:00"))
+    assert finished(driver)[0] == 0
+    until(lambda: Output(Path(worked.out)).sealed)
+    assert file_hashes(driven.out) == file_hashes(worked.out)
+    until(lambda: not queue())
+    states = {job: states for job, states in ended(lab).items() if job not in before}
+    assert len(states.pop(array)) > 1, "it has put itself back into the queue"
+    assert len(states) > 1, "jobs have been replaced"
+    assert "TIMEOUT" not in str(states), "a job has ended before SLURM would have ended it"
+    for request in (driven, worked):
+        assert not [event for event in Output(Path(request.out)).events() if event["event"] in ("retry", "failed")]
+
+
+def test_killed_drivers_leave_no_jobs_and_an_array_finishes_their_run(place: Path, start: Start, unbroken: Any) -> None:
+    request, cluster = ask(place, "left"), jobs_of(place, jobs=2, gres="gpu:1")
+    driver = start(request, cluster)
+    until(lambda: done(request) >= 2)
+    driver.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    status, said = finished(driver)
+    assert status == Stopped.exit_status and said.endswith("stopped by SIGTERM; the same command continues")
+    assert time.monotonic() - asked < 20  # 3 s for blocks in flight; more on a machine that is busy
+    until(lambda: not queue(), 10)
+
+    before = done(request)
+    driver = start(request, cluster)
+    until(lambda: done(request) >= before + 4)
+    driver.kill()
+    driver.wait()
+    until(lambda: not queue(), 90)  # workers see that it is gone
+
+    assert 0 < done(request) < BLOCKS
+    start_array(request, "0-2")
+    until(lambda: not queue(), 200)
+    assert Output(Path(request.out)).sealed and file_hashes(request.out) == unbroken[0]
+
+
+def test_an_array_that_was_told_to_end_is_finished_by_a_driver(place: Path, start: Start, unbroken: Any) -> None:
+    request = ask(place, "begun", executor="none")
+    reconstruct(request)
+    array = start_array(request, "0-1")
+    until(lambda: done(request) >= 2)
+    slurm("scancel", "--signal=TERM", "--full", array)
+    until(lambda: "PENDING" in queue().values())  # requeued
+    slurm("scancel", array)
+    until(lambda: not queue())
+    assert 0 < done(request) < BLOCKS
+    assert finished(start(request, jobs_of(place, jobs=1, gres="gpu:2")))[0] == 0
+    assert file_hashes(request.out) == unbroken[0]
+
+
+def test_workers_of_a_job_have_a_gpu_each_and_the_job_ends_with_them(place: Path) -> None:
+    def task(number: int) -> None:
+        raise OutOfTime
+
+    executor = on_slurm(Slurm(**jobs_of(place, gres="gpu:2")))
+    try:
+        until(lambda: executor.processes() == 2)
+        job, gpus = running(), executor.client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
+        assert sorted(gpus.values()) == ["0", "1"]
+        for number in range(12):
+            executor.submit(task, number)
+        until(lambda: queue().keys() - job)
+        assert not queue().keys() & job
+    finally:
+        executor.close()
+    until(lambda: not queue(), 10)
+
+
+def test_a_cluster_that_gives_no_workers_is_left_after_a_while(place: Path, start: Start) -> None:
+    request = ask(place, "patient")
+    slurm("scontrol", "update", "nodename=n[1-3]", "state=drain", "reason=test")
+    try:
+        driver = start(request, jobs_of(place, jobs=3), "--patience", "0.05")
+        until(lambda: len(queue()) == 3)
+        status, said = finished(driver)
+    finally:
+        slurm("scontrol", "update", "nodename=n[1-3]", "state=resume")
+    assert status == Stopped.exit_status
+    assert said.startswith("Error: there has been no worker for 0.05 min") and "\n" not in said
+    until(lambda: not queue(), 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"partition": "nope"}, "does not take the jobs of --cluster: .*[Ii]nvalid partition.*; correct that"),
+        ({"gres": "gpu:3", "cores": 3}, "does not take the jobs of --cluster: .*node configuration is not available"),
+        ({"gres": "tpu:1"}, "does not take the jobs of --cluster: .*[Ii]nvalid generic resource"),
+        ({"extra": ["--nope"]}, "does not take the jobs of --cluster: .*unrecognized option '--nope'"),
+        ({"prologue": ["exit 1"]}, "jobs of --cluster end before their workers arrive; see /.*/slurm"),
+    ],
+    ids=["partition", "too many GPUs", "no such resource", "option", "prologue"],
+)
+def test_jobs_that_cannot_be_are_said_to_be_so(place: Path, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ClusterError, match=said):
+        reconstruct(ask(place, "never", cluster=Slurm(**jobs_of(place, **settings))))
+    assert not queue()
+
+
+def test_a_slurm_that_does_not_answer_is_said_to_be_so(
+    lab: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (lab / "slurm.conf").read_text()
+    (tmp_path / "slurm.conf").write_text(re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=9", text))
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    with pytest.raises(
+        ClusterError, match=r"does not take the jobs of --cluster: .*Unable to contact slurm controller"
+    ):
+        reconstruct(ask(place, "never", cluster=Slurm(**jobs_of(place))))
+
+
+def test_workers_without_a_gpu_stop_a_run_that_needs_them(place: Path) -> None:
+    request = small_request(place, out=str(place / "cuda.zarr"), cluster=Slurm(**jobs_of(place, gres="gpu:1")))
+    with pytest.raises(
+        ClusterError, match=r"the worker on \S+ has no CUDA device and the run is for cuda; ask for a GPU"
+    ):
+        reconstruct(request)
+    until(lambda: not queue(), 10)

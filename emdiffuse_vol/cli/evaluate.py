@@ -51,7 +51,8 @@ def command(
     # Nothing here is measured in nm, so a truth that does not say its voxel size is as good.
     true = open_volume(truth, channel=channel, voxel_size=mean.spec.voxel_size)
     first = int(geometry.get("first_plane", 0))
-    grid = AxialGrid(max(2, mean.spec.shape[0]), exact)
+    sections = int(geometry.get("input_sections", max(2, mean.spec.shape[0])))
+    grid = AxialGrid(sections, exact, tuple(made.get("fingerprint", {}).get("damaged", ())))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("Comparing", total=None)
         scores = evaluate(

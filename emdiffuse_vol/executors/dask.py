@@ -20,7 +20,6 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-from emdiffuse_vol import __version__
 from emdiffuse_vol.errors import ClusterError
 from emdiffuse_vol.executors import AHEAD, Outcome, Task, available_cores, visible_gpus
 from emdiffuse_vol.executors.local import drain
@@ -188,8 +187,8 @@ def on_this_machine(workers: int | None) -> DaskExecutor:
     return DaskExecutor(Client(cluster), cluster, threads=max(1, available_cores() // workers), renewable=False)
 
 
-def on_scheduler(address: str) -> DaskExecutor:
-    """Raises ClusterError where no scheduler answers, or its workers lack this package."""
+def on_scheduler(address: str, version: str) -> DaskExecutor:
+    """version: of this package, which workers must have. Raises ClusterError where no scheduler answers."""
     import dask
     from distributed import Client
 
@@ -207,10 +206,10 @@ def on_scheduler(address: str) -> DaskExecutor:
         """Raises ClusterError where a worker lacks this package, or has another version."""
         found = _versions(client, [worker for worker in workers if worker not in known])
         known.update(found)
-        for worker, version in found.items():
-            if version != __version__:
+        for worker, other in found.items():
+            if other != version:
                 raise ClusterError(
-                    f"the worker at {worker} has emdiffuse_vol {version}, the driver {__version__}; "
+                    f"the worker at {worker} has emdiffuse_vol {other}, the driver {version}; "
                     f"give both the same environment"
                 )
 

@@ -171,9 +171,7 @@ class Keeper:
                 await self.cluster._correct_state()  # of ``scale``, nobody hears the errors
             except RuntimeError as error:
                 self.said = _words(str(error))
-                raise ClusterError(
-                    f"SLURM does not take the jobs of --cluster: {self.said}; mend that, or the file"
-                ) from error
+                raise ClusterError(f"SLURM does not take the jobs of --cluster: {self.said}; correct that") from error
             if len(spec) >= self.slurm.jobs:
                 return
 

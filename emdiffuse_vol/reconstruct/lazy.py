@@ -2,7 +2,8 @@
 
 Convention: the array has dims z, y, x (any order); its voxel size is given, or read from evenly spaced coordinates in
 nm. The result has coordinates in nm, ``mean`` in the input's dtype and ``uncertainty`` in float32 greys: the voxels
-that ``emdvol reconstruct`` writes. Only a sparse sample of greys is computed at call time.
+that ``emdvol reconstruct`` writes. Only a sparse sample of greys is computed at call time; with damaged="detect", of
+every section.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from emdiffuse_vol.geometry.boxes import Triple, grid_shape
 from emdiffuse_vol.reconstruct.greys import Codes
 from emdiffuse_vol.reconstruct.job import Job, differences
 from emdiffuse_vol.reconstruct.ledger import Ledger
+from emdiffuse_vol.reconstruct.presence import drivers
 from emdiffuse_vol.reconstruct.resources import check_resources
 from emdiffuse_vol.stores.convert import swap
 from emdiffuse_vol.stores.image import create_image
@@ -86,6 +87,8 @@ class Output:
                 f"{self.path} belongs to another run: {'; '.join(unlike)}; "
                 f"use the same settings to continue it, another --out, or --overwrite to replace it"
             )
+        if unlike and (at_work := [f"process {d.pid} on {d.host}" for d in drivers(self.path) if d.live]):
+            raise OutputError(f"{self.path} is being made by {', '.join(at_work)}; stop that before --overwrite")
         return not unlike
 
     def _create(self, prepared: Prepared, overwrite: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from emdiffuse_vol import __version__
 from emdiffuse_vol.diffusion.samplers import SAMPLERS
 from emdiffuse_vol.errors import ConfigError, OutputError
 from emdiffuse_vol.executors import AHEAD, EXECUTORS, Executor, visible_gpus
@@ -93,7 +94,7 @@ class Prepared:
         flops, work = tile_flops / prod(plan.tiling.shape), traffic(plan, spec)
         return {
             "input": {
-                "shape": spec.shape,
+                "shape": self.job.input_shape,
                 "voxel_size": spec.voxel_size,
                 "dtype": spec.dtype,
                 "chunk": spec.chunk,
@@ -194,7 +195,15 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
         device=device.name,
         precision=device.precision,
     )
-    return Prepared(request, stack, weights, predictor, plan, job)
+    prepared = Prepared(request, stack, weights, predictor, plan, job)
+    if executor == "slurm" and request.cluster:
+        needed, given = request.cluster.workers * prepared.process_bytes, request.cluster.memory_bytes
+        if needed > given:
+            raise ConfigError(
+                f"the {request.cluster.workers} workers of a job need {needed / 1e9:.1f} GB and cluster.memory is "
+                f"{given / 1e9:.1f} GB; ask for more, or use a smaller --tile or --shard"
+            )
+    return prepared
 
 
 def check_place(out: str, source: str) -> None:
@@ -261,7 +270,7 @@ def make_executor(request: Request) -> Executor:
         case "scheduler":
             from emdiffuse_vol.executors.dask import on_scheduler
 
-            return on_scheduler(str(request.scheduler))
+            return on_scheduler(str(request.scheduler), __version__)
         case _:
             from emdiffuse_vol.executors.slurm import on_slurm
 

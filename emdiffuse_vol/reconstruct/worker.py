@@ -20,19 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse_vol import __version__
-from emdiffuse_vol.errors import ClusterError
+from emdiffuse_vol.errors import ClusterError, ConfigError
 from emdiffuse_vol.executors import AHEAD
 from emdiffuse_vol.executors.walltime import check_time
 from emdiffuse_vol.models.checkpoints import load_weights
 from emdiffuse_vol.reconstruct.empty import Emptiness, empty_codes, open_emptiness
 from emdiffuse_vol.reconstruct.greys import Codes, check_finite
-from emdiffuse_vol.reconstruct.job import Job
+from emdiffuse_vol.reconstruct.job import Job, differences
 from emdiffuse_vol.reconstruct.ledger import BRIDGED, DONE, SKIPPED, Receipt, checksum
 from emdiffuse_vol.reconstruct.plan import Block, Plan
 from emdiffuse_vol.reconstruct.predict import Device, Predictor, Sampling, build_predictor, predict_block
 from emdiffuse_vol.reconstruct.source import open_input
 from emdiffuse_vol.stores.blocks import write_block
 from emdiffuse_vol.stores.kvstore import bytes_read
+from emdiffuse_vol.stores.metadata import read_attributes
 from emdiffuse_vol.stores.volume import Volume, read_mirrored
 
 
@@ -128,6 +129,7 @@ class BlockTask:
         return context.predict(block.index, sections)
 
     def write(self, block: Block, context: Context, codes: NDArray[Any]) -> None:
+        check_output(self.job)
         write_block(Path(self.job.out), block.write.shift(context.plan.offset), codes)
 
 
@@ -151,6 +153,13 @@ def check_software(driver: dict[str, str]) -> None:
     ]
     if unlike:
         raise ClusterError(f"the worker on {platform.node()} has {'; '.join(unlike)}; give both the same environment")
+
+
+def check_output(job: Job) -> None:
+    """Raises ConfigError where the output has been replaced: workers of a scheduler go on after their driver's end."""
+    found = read_attributes(Path(job.out)).get("emdvol", {}).get("fingerprint")
+    if found is not None and (unlike := differences(found, job.fingerprint())):
+        raise ConfigError(f"{job.out} belongs to another run by now: {'; '.join(unlike)}; nothing was written")
 
 
 def context_for(job: Job, permits: int = 1, threads: int | None = None) -> Context:
