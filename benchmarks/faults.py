@@ -174,7 +174,8 @@ def dask_workers(process: Process) -> list[int]:
 
 @dataclass(frozen=True)
 class Moment:
-    """``delay`` seconds after the ``count``-th change of the files of an event; of "time": after the start."""
+    """``delay`` seconds after the ``count``-th change of the files of an event; of "time": after the start, of
+    "worker": after the first process of a dask worker is there."""
 
     event: str
     count: int
@@ -187,6 +188,7 @@ class Moment:
 
 # event -> how many changes of its files an unbroken run makes, about
 EVENTS = {"time": 0, "creating": 50, "shard": 25, "ledger": 60, "pyramid": 20, "sealing": 10}
+STARTING = 4.0  # seconds that a worker takes to start
 LATER = ("time", "shard", "ledger", "pyramid", "sealing")
 
 
@@ -197,6 +199,8 @@ def choose_moment(
     event = dice.choice(events)
     if event == "time":
         return Moment(event, 0, dice.uniform(0.02, 1.0) * seconds)
+    if event == "worker":
+        return Moment(event, 1, dice.uniform(0, STARTING))
     count = 1 + int(EVENTS[event] * seen * dice.random() ** 1.5)  # later starts have less left to do
     return Moment(event, count, dice.choice((0.0, dice.uniform(0, 0.01), dice.uniform(0, 0.1))))
 
@@ -363,7 +367,7 @@ class Trial:
     def reached(self, process: Process, moment: Moment) -> bool:
         """Wait for a moment. False where the process ended before."""
         watch, deadline = Watch(self.out, moment.event), time.monotonic() + LIMIT
-        while moment.count and watch.look() < moment.count:
+        while not dask_workers(process) if moment.event == "worker" else watch.look() < moment.count:
             if process.status is not None:
                 return False
             if time.monotonic() > deadline:
@@ -488,19 +492,50 @@ def _kill_and_finish(trial: Trial, command: list[str], kills: int) -> None:
 
 
 def kill_dask_worker(trial: Trial) -> None:
-    """Workers of the driver's own cluster; the driver goes on without being started again."""
+    """Workers of the driver's own cluster, as they start, at work, and as they replace others. The driver goes on; only
+    one whose first workers do not come up ends, with one line."""
     workers = trial.dice.choice((1, 2))
-    driver = trial.start(trial.command("--executor", "dask", "--workers", str(workers)))
+    command = trial.command("--executor", "dask", "--workers", str(workers))
+    driver = trial.start(command)
     for _ in range(trial.dice.randint(1, 2)):
-        moment = trial.moment("shard", "ledger", "pyramid", "time")
+        moment = trial.moment("shard", "ledger", "pyramid", "time", "worker")
+        replaced, pause = trial.dice.random() < 0.4, trial.dice.uniform(0, 2)
         if not trial.reached(driver, moment):
             break
-        found = dask_workers(driver)
-        for pid in trial.dice.sample(found, min(len(found), trial.dice.randint(1, 2))):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            trial.struck("SIGKILL dask worker", moment, driver)
-    trial.expect(driver, 0)
+        killed = kill_workers(trial, driver, moment, dask_workers(driver))
+        if replaced and killed and (fresh := replacements(driver, killed)):
+            time.sleep(pause)
+            kill_workers(trial, driver, moment, fresh)
+    if trial.expect(driver, 0, 1):
+        if look_at(trial.out).finished.get("blocks") or not one_line(driver):
+            trial.problems.append(f"the driver did not go on: {driver.said()}")
+        trial.finish(command)
+
+
+def kill_workers(trial: Trial, process: Process, moment: Moment, found: list[int]) -> list[int]:
+    """One or two of them. Returns which."""
+    chosen = trial.dice.sample(found, min(len(found), trial.dice.randint(1, 2)))
+    for pid in chosen:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if chosen:
+        trial.struck(f"SIGKILL {len(chosen)} dask workers", moment, process)
+    return chosen
+
+
+def replacements(driver: Process, killed: list[int]) -> list[int]:
+    """Workers that are started in the place of others."""
+    known, deadline = {*dask_workers(driver), *killed}, time.monotonic() + 20
+    while driver.status is None and time.monotonic() < deadline:
+        if fresh := [pid for pid in dask_workers(driver) if pid not in known]:
+            return fresh
+        time.sleep(0.01)
+    return []
+
+
+def one_line(process: Process) -> bool:
+    """Whether a command that failed said why, and no more."""
+    return len(process.said().splitlines()) == 1 and process.said().startswith("Error: ")
 
 
 @dataclass
@@ -564,7 +599,7 @@ def kill_scheduler(trial: Trial) -> None:
         status = trial.expect(driver)
         trial.notes["seconds_to_stop"] = round(time.monotonic() - killed, 1)
         if status:
-            if len(driver.said().splitlines()) != 1 or not driver.said().startswith("Error: "):
+            if not one_line(driver):
                 trial.problems.append(f"the driver did not end with one line: {driver.said()}")
             its.stop(its.worker)
             its.start_scheduler()
@@ -810,7 +845,9 @@ def _trouble(trial: Trial, what: str, begin: Callable[[], None], mend: Callable[
     mend()
     status = driver.wait() if how == "killed" else trial.expect(driver, 0, 1)
     if status:
-        if status == 1 and len(driver.said().splitlines()) != 1:
+        if how == "retried" and moment.event in ("shard", "ledger", "pyramid"):
+            trial.problems.append(f"the driver did not wait for a moment: {driver.said()}")
+        if status == 1 and not one_line(driver):
             trial.problems.append(f"the driver did not end with one line: {driver.said()}")
         trial.notes["ended"] = driver.said()[:200]
         trial.finish(command)

@@ -734,7 +734,17 @@ NOTES = {
     "daisy": "the peer nearest to ours: blocks, done markers, workers",
 }
 # Why ours is not the first of a column, where it is not.
-WHY_NOT: dict[str, str] = {}
+WHY_NOT = {
+    "megavoxels_per_s": "the network decides, and is the same; ours alone makes the pyramid, calls fsync, surveys the "
+    "greys, and computes whole tiles at the far face",
+    "peak_memory_bytes": "its networks run in any of four threads, and the allocator keeps what each has freed; what "
+    "a peer that holds the volume needs grows with it, ours does not",
+    "bytes_read_over_volume": "MONAI holds the volume, and dask the chunks its neighbours need; ours reads a sample "
+    "for its grey map, which of a volume this small is all of it, and then the blocks",
+    "first_block_seconds": "the survey of greys and the plan come first, and the shard is on disk, not in a cache",
+    "redone": "blocks in flight are lost by every method that resumes: a difference of a tile is chance",
+    "largest_difference": "one code, where a rounding falls to the other side; see voxels_that_differ",
+}
 
 
 def best(column: str, rows: dict[str, Any]) -> dict[str, Any]:

@@ -10,20 +10,23 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from volumes import file_hashes, small_request
+from distributed import LocalCluster
+from volumes import file_hashes, small_request, smooth_volume, write_volume, write_weights
 
 from emdiffuse_vol import __version__
 from emdiffuse_vol.cli.main import main
 from emdiffuse_vol.config import load_request
 from emdiffuse_vol.errors import ClusterError, ConfigError, EmdvolError, Stopped
-from emdiffuse_vol.executors import gpu, slurm, walltime
+from emdiffuse_vol.executors import dask, gpu, slurm, walltime
 from emdiffuse_vol.executors.dask import on_scheduler, run_here
 from emdiffuse_vol.executors.slurm import Slurm
 from emdiffuse_vol.executors.walltime import OutOfTime, check_time, seconds_left
 from emdiffuse_vol.reconstruct.engine import work
+from emdiffuse_vol.reconstruct.job import Request
 from emdiffuse_vol.reconstruct.ledger import ALL
 from emdiffuse_vol.reconstruct.output import Output
 from emdiffuse_vol.reconstruct.run import prepare, reconstruct
@@ -36,6 +39,19 @@ def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests may themselves run in a job."""
     for name in (*walltime.END, *walltime.BEGIN, "SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an input whose output is 11 x 60 x 100 voxels, in two blocks."""
+    folder = tmp_path_factory.mktemp("cluster")
+    write_volume(folder / "in.zarr", smooth_volume((3, 60, 100)), (50, 10, 10))
+    write_weights(folder / "w.safetensors")
+    return folder
+
+
+def ask(place: Path, name: str = "out", **settings: Any) -> Request:
+    return small_request(place, out=str(place / f"{name}.zarr"), members=2, **settings)
 
 
 def script_of(settings: Slurm) -> list[str]:
@@ -72,7 +88,7 @@ def test_job_script_asks_for_what_the_cluster_file_says(monkeypatch: pytest.Monk
     assert re.fullmatch(
         r"/env/bin/python -m distributed.cli.dask_worker tcp://127.0.0.1:\d+ --name dummy-name --nthreads 3 "
         r"--memory-limit \S+ --nworkers 2 --nanny --death-timeout 60 "
-        r"--preload emdiffuse_vol.executors.gpu --memory-limit 0 --interface lo",
+        r"--preload emdiffuse_vol.executors.gpu --memory-limit 0 --no-dashboard --interface lo",
         worker,
     )
 
@@ -141,8 +157,10 @@ def test_walltimes_are_read_as_slurm_reads_them(text: str, seconds: int) -> None
         ("{", r"slurm.json is not JSON"),
     ],
 )
-def test_cluster_files_that_say_nothing_we_know_are_refused(tmp_path: Path, settings: object, said: str) -> None:
-    request = small_request(tmp_path)
+def test_cluster_files_that_say_nothing_we_know_are_refused(
+    place: Path, tmp_path: Path, settings: object, said: str
+) -> None:
+    request = ask(place, "refused")
     file = tmp_path / "slurm.json"
     file.write_text(settings if isinstance(settings, str) else json.dumps(settings))
     result = CliRunner().invoke(
@@ -152,14 +170,14 @@ def test_cluster_files_that_say_nothing_we_know_are_refused(tmp_path: Path, sett
     assert result.stderr.count("\n") == 1 and not Path(request.out).exists()
 
 
-def test_gpu_run_on_jobs_without_gpu_is_refused(tmp_path: Path) -> None:
+def test_gpu_run_on_jobs_without_gpu_is_refused(place: Path) -> None:
     with pytest.raises(ConfigError, match="--device cuda and the jobs of --cluster have no GPU; add gres"):
-        prepare(small_request(tmp_path, cluster=Slurm(), device="cuda"))
+        prepare(ask(place, cluster=Slurm(), device="cuda"))
 
 
-def test_the_device_of_a_run_is_that_of_its_jobs_and_not_of_this_machine(tmp_path: Path) -> None:
-    assert prepare(small_request(tmp_path, cluster=Slurm(gres="gpu:1"))).job.device == "cuda"
-    assert prepare(small_request(tmp_path, cluster=Slurm())).job.device == "cpu"
+def test_the_device_of_a_run_is_that_of_its_jobs_and_not_of_this_machine(place: Path) -> None:
+    assert prepare(ask(place, cluster=Slurm(gres="gpu:1"))).job.device == "cuda"
+    assert prepare(ask(place, cluster=Slurm())).job.device == "cpu"
 
 
 def test_a_machine_without_sbatch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,24 +275,32 @@ def test_an_older_slurm_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert seconds_left() is None
 
 
-def test_a_worker_without_time_ends_with_status_75_and_another_finishes(tmp_path: Path, monkeypatch) -> None:
-    request = small_request(tmp_path, executor="none")
+def test_a_worker_without_time_ends_with_status_75_and_others_finish(place: Path) -> None:
+    request = ask(place, "worked", executor="none")
+    path = Path(request.out)
     reconstruct(request)
-    again = [sys.executable, "-m", "emdiffuse_vol", "work", request.out]
     late = {**os.environ, "EMDVOL_DEADLINE": str(time.time())}
-    ended = subprocess.run(again, check=False, env=late, capture_output=True, text=True)
-    assert ended.returncode == Stopped.exit_status, ended.stderr
-    assert ended.stderr.strip().endswith(
-        "stopped by the walltime (0 s are left, and a block takes 0 s); the same command continues"
+    command = [sys.executable, "-m", "emdiffuse_vol", "work", request.out]
+    ended = subprocess.run(command, check=False, env=late, capture_output=True, text=True)
+    assert ended.returncode == Stopped.exit_status
+    assert ended.stderr == (
+        "Error: stopped by the walltime (0 s are left, and a block takes 0 s); the same command continues\n"
     )
-    work(Path(request.out), 1, (1, 2), False, lambda progress: None)
-    assert not Output(Path(request.out)).sealed
-    reconstruct(small_request(tmp_path))  # a driver finishes what workers began
-    assert Output(Path(request.out)).sealed
-    whole = small_request(tmp_path, out=str(tmp_path / "whole.zarr"))
+    work(path, 1, (1, 2), False, lambda progress: None)
+    assert not Output(path).sealed
+    reconstruct(ask(place, "worked"))  # a driver finishes what workers began
+    assert Output(path).sealed
+    whole = ask(place, "whole")
     reconstruct(whole)
-    assert file_hashes(request.out) == file_hashes(whole.out)
-    assert work(Path(request.out), 1, ALL, False, lambda progress: None).sealed
+    assert file_hashes(path) == file_hashes(whole.out)
+    assert work(path, 1, ALL, False, lambda progress: None).sealed
+
+
+@pytest.mark.parametrize("executor", ["local", "dask"])
+def test_a_driver_whose_own_time_is_up_stops_as_well(place: Path, executor: str, monkeypatch) -> None:
+    monkeypatch.setenv("EMDVOL_DEADLINE", str(time.time() + 8))
+    with pytest.raises(Stopped, match=r"stopped by the walltime \(\d+ s are left, .*; the same command continues"):
+        reconstruct(ask(place, executor, executor=executor))
 
 
 # A dask scheduler that somebody else has started
@@ -282,9 +308,7 @@ def test_a_worker_without_time_ends_with_status_75_and_another_finishes(tmp_path
 
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
-    from distributed import LocalCluster
-
-    with LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as cluster:
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=50) as cluster:
         yield cluster.scheduler_address
 
 
@@ -297,16 +321,14 @@ def start_worker(scheduler: str, before: str = "", **environment: str) -> subpro
     )
 
 
-def test_a_scheduler_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from emdiffuse_vol.executors import dask
-
+def test_a_scheduler_that_does_not_answer_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask, "CONNECT", 1.0)
     for address, why in (
         ("tcp://127.0.0.1:9", "no dask scheduler answers"),
         ("nonsense://", "no dask scheduler answers"),
     ):
         with pytest.raises(ClusterError, match=f"{why} at {address}, expected such as tcp://host:8786"):
-            reconstruct(small_request(tmp_path, scheduler=address))
+            reconstruct(ask(place, scheduler=address))
 
 
 @pytest.mark.parametrize(
@@ -327,11 +349,11 @@ def test_a_scheduler_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: 
     ],
     ids=["another version", "another library", "without the package"],
 )
-def test_workers_of_other_software_stop_the_run(scheduler: str, tmp_path: Path, before: str, said: str) -> None:
+def test_workers_of_other_software_stop_the_run(scheduler: str, place: Path, before: str, said: str) -> None:
     worker = start_worker(scheduler, before)
     try:
         with pytest.raises(ClusterError, match=said):
-            reconstruct(small_request(tmp_path, scheduler=scheduler, patience=0.5))
+            reconstruct(ask(place, scheduler=scheduler, patience=0.5))
     finally:
         worker.kill()
         worker.wait()
@@ -366,12 +388,19 @@ def test_a_worker_whose_time_is_up_ends_its_blocks_and_goes(scheduler: str) -> N
                 worker.wait()
 
 
-def test_a_run_without_workers_stops_after_its_patience(scheduler: str, tmp_path: Path) -> None:
-    request = small_request(tmp_path, scheduler=scheduler, patience=0.02)
+def test_a_run_without_workers_stops_after_its_patience(scheduler: str, place: Path) -> None:
     with pytest.raises(Stopped, match=r"there has been no worker for 0.02 min, .*the same command continues"):
-        reconstruct(request)
-    reconstruct(small_request(tmp_path))
-    assert Output(Path(request.out)).sealed
+        reconstruct(ask(place, "patient", scheduler=scheduler, patience=0.02))
+
+
+def test_a_scheduler_that_goes_during_a_run_stops_it(place: Path) -> None:
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=50) as cluster:
+        executor = on_scheduler(cluster.scheduler_address, __version__)
+        executor.submit(abs, 1)
+    with pytest.raises(ClusterError, match=r"the scheduler at \S+ is gone; start it, then the same command again"):
+        while True:
+            executor.wait(0.1)
+    executor.close()
 
 
 def test_errors_that_cannot_travel_arrive_as_words() -> None:

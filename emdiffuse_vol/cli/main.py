@@ -80,6 +80,6 @@ def run() -> None:
         sys.stderr.flush()
         from emdiffuse_vol.executors.local import THREAD
 
-        if any(thread.name == THREAD for thread in threading.enumerate()):
+        if any(thread.name.startswith(THREAD) for thread in threading.enumerate()):
             os._exit(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
         raise

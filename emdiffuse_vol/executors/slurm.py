@@ -130,7 +130,7 @@ def make_cluster(slurm: Slurm) -> Any:
             ],
             job_extra_directives=[*([f"--gres={slurm.gres}"] if slurm.gres else []), *slurm.extra],
             # SLURM itself watches the memory of a job.
-            worker_extra_args=["--preload", GPU_PRELOAD, "--memory-limit", "0"],
+            worker_extra_args=["--preload", GPU_PRELOAD, "--memory-limit", "0", "--no-dashboard"],
             # Workers whose driver was killed do not wait for it for long; the next driver starts its own.
             death_timeout=60,
             log_directory=slurm.log_directory,
@@ -213,7 +213,7 @@ class Keeper:
         for name in gone:
             self.cluster.worker_spec.pop(name, None)
             self.seen.pop(name, None)
-        if self.barren >= BARREN:
+        if self.barren >= BARREN and not here:
             logs = self.slurm.log_directory or f"{os.getcwd()}/slurm-*.out"
             why = f"SLURM says: {self.said}" if self.said else f"see {logs}; is python, prologue or interface wrong?"
             self.error = ClusterError(f"jobs of --cluster end before their workers arrive; {why}")

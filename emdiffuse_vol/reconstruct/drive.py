@@ -34,6 +34,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0  # seconds before another try
 PLACE_PATIENCE = 60.0  # seconds
 HOPELESS = 8  # blocks set aside before the first that succeeds
 COMMIT = 0.1  # seconds in which receipts may gather before they are recorded
+FORGET = 0.98  # a slow block counts less with each that follows: once, a disk may hang
 GRACE = 3.0  # seconds that blocks in flight have after a signal
 
 Log = Callable[..., None]
@@ -149,7 +150,7 @@ class Drive:
         self.flight.discard(number)
         if error is None:
             receipt: Receipt = outcome.result
-            self.expected = max(self.expected, receipt.seconds)
+            self.expected = max(FORGET * self.expected, receipt.seconds)
             self.unrecorded.append(receipt)
             self.done += 1
             if receipt.batch is not None:

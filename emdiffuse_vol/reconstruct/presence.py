@@ -90,6 +90,7 @@ def announced(output: Path, executor: str, share: str, link: str | None) -> Iter
         for path, driver in _files(output):
             if not driver.live:
                 path.unlink(missing_ok=True)
+                path.with_suffix(".new").unlink(missing_ok=True)
     announcer.update(force=True)
     try:
         yield announcer

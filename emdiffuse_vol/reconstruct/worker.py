@@ -11,6 +11,7 @@ from __future__ import annotations
 import platform
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from emdiffuse_vol import __version__
 from emdiffuse_vol.errors import ClusterError, ConfigError
 from emdiffuse_vol.executors import AHEAD
+from emdiffuse_vol.executors.local import THREAD
 from emdiffuse_vol.executors.walltime import check_time
 from emdiffuse_vol.models.checkpoints import load_weights
 from emdiffuse_vol.reconstruct.empty import Emptiness, empty_codes, open_emptiness
@@ -52,13 +54,14 @@ def software() -> dict[str, str]:
 
 @dataclass
 class Context:
-    """What a process keeps for a job. ``seats``: blocks in the process; ``turn``: networks that run."""
+    """What a process keeps for a job. ``seats``: blocks in the process; ``networks``: threads of their own for as many
+    networks as run at once, since torch and the allocator keep memory for each thread that has ever run one."""
 
     job: Job
     plan: Plan
     predictor: Predictor
     seats: threading.Semaphore
-    turn: threading.Semaphore
+    networks: ThreadPoolExecutor
     counted: int = 0
 
     def predict(self, index: int, sections: NDArray[Any]) -> NDArray[Any]:
@@ -66,8 +69,10 @@ class Context:
         block, job = self.plan[index], self.job
         check_finite(sections, block.read)
         fills = self.emptiness.fills(block, sections)
-        with self.turn:
-            return predict_block(self.plan, block, self.predictor, sections, job.grey_map, job.scales, fills)
+        predicted = self.networks.submit(
+            predict_block, self.plan, block, self.predictor, sections, job.grey_map, job.scales, fills
+        )
+        return predicted.result()
 
     @cached_property
     def volume(self) -> Volume:
@@ -173,8 +178,6 @@ def context_for(job: Job, permits: int = 1, threads: int | None = None) -> Conte
 def _open(job: Job, permits: int, threads: int | None) -> Context:
     import torch
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     if job.device != "cpu":
         if not torch.cuda.is_available():
             raise ClusterError(
@@ -190,9 +193,16 @@ def _open(job: Job, permits: int, threads: int | None) -> Context:
         raise ClusterError(f"the weights {job.weights} of the worker on {platform.node()} are not those of the run")
     sampling = Sampling(job.members, job.seed, job.sampler, job.steps, job.tile)
     predictor = build_predictor(weights.net, plan.mode, sampling, Device(job.device, job.precision))
-    return Context(
-        job, plan, predictor, threading.Semaphore(permits + AHEAD), threading.Semaphore(permits), bytes_read()
-    )
+    networks = ThreadPoolExecutor(permits, thread_name_prefix=THREAD, initializer=_set_threads, initargs=(threads,))
+    return Context(job, plan, predictor, threading.Semaphore(permits + AHEAD), networks, bytes_read())
+
+
+def _set_threads(threads: int | None) -> None:
+    """Of torch, in a thread that runs networks: OpenMP keeps the number for each."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 _contexts: dict[str, Context] = {}
