@@ -20,6 +20,7 @@ FILES = (
     ROOT / "README.md",
     ROOT / "emdiffuse_vol" / "models" / "weights" / "vemdiffuse-slab.md",
     ROOT / "docs" / "scale.md",
+    ROOT / "docs" / "engine.md",
 )
 
 
@@ -130,6 +131,61 @@ def scale_limits() -> str:
     return "\n".join([f"| | {' | '.join(plans)} |", "|---|" + "---|" * len(plans), *lines])
 
 
+def engine_faults() -> str:
+    report = json.loads((RESULTS / "faults.json").read_text())
+    lines = ["| what happens | trials | strikes | run again | identical |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {kind} | {row['trials']} | {row['strikes']} | {row['reruns']} | {row['identical']} |"
+        for kind, row in report["by_kind"].items()
+    ]
+    total = f"{report['trials']} trials: {report['lost']} lost, {report['corrupt']} corrupt, "
+    return "\n".join([*lines, "", total + f"{report['manual_steps']} manual steps."])
+
+
+def engine_scale() -> str:
+    report = json.loads((RESULTS / "scale.json").read_text())
+    rows = {
+        "blocks": f"{report['blocks']:,}",
+        "overhead": f"{report['milliseconds_per_block']:.3f} ms per block",
+        "driver memory": f"{amount(report['driver_peak_bytes'])}, {amount(report["driver_growth_bytes"])} more than least",
+        "ledger": f"{amount(report['ledger_bytes'])} in {report['ledger_files']:,} files, "
+        f"{amount(report['ledger_bytes_on_disk'])} on disk",
+        "restart with half of the blocks done": f"{report['restart_seconds']:.1f} s",
+        "`emdvol status`": f"{report['status_seconds']:.2f} s",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def engine_overhead() -> str:
+    report = json.loads((RESULTS / "overhead.json").read_text())
+    same, net = report["identity"], report["network"]
+    return "\n".join(
+        [
+            "| | engine | without it | ratio |",
+            "|---|---|---|---|",
+            f"| copying blocks, against a tensorstore copy | {same['engine_mb_per_second']:.0f} MB/s | "
+            f"{same['copy_mb_per_second']:.0f} MB/s | {same['ratio']:.2f} |",
+            f"| default network, against a bare loop | {net['engine_voxels_per_second'] / 1e6:.3f} Mvoxel/s | "
+            f"{net['bare_voxels_per_second'] / 1e6:.3f} Mvoxel/s | {net['ratio']:.2f} |",
+        ]
+    )
+
+
+def engine_peers() -> str:
+    report = json.loads((RESULTS / "peers.json").read_text())
+    lines = [
+        "| | Mvoxel/s | peak memory | bytes read / input | first block | redone after a kill | largest difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in report["methods"].items():
+        lines.append(
+            f"| {name} | {row['megavoxels_per_s']:.3f} | {amount(row['peak_memory_bytes'])} | "
+            f"{row['bytes_read_over_volume']:.2f} | {row['first_block_seconds']:.1f} s | {row['redone']:.0%} | "
+            f"{row['largest_difference']} |"
+        )
+    return "\n".join(lines)
+
+
 def times(numbers: list[int]) -> str:
     return " x ".join(f"{n:,}" for n in numbers)
 
@@ -149,6 +205,10 @@ def amount(count: float) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "isotropic": isotropic,
+    "engine:faults": engine_faults,
+    "engine:scale": engine_scale,
+    "engine:overhead": engine_overhead,
+    "engine:peers": engine_peers,
     "scale:MICrONS": partial(scale_arithmetic, "MICrONS"),
     "scale:FANC": partial(scale_arithmetic, "FANC"),
     "scale:limits": scale_limits,

@@ -100,7 +100,7 @@ class DaskExecutor:
             outcome = Outcome(number, *future.result(timeout=60))
         except Exception as error:  # the task's own come back as results: this is of the way there, or back
             if _unloadable(error):
-                error = ClusterError(f"workers cannot load blocks: {error}; give them the driver's environment")
+                error = ClusterError(f"workers cannot load blocks: {error}; give scheduler and workers the driver's environment")
             outcome = Outcome(number, error=error, lost=not isinstance(error, ClusterError))
         self._ended.put(outcome)
         future.release()

@@ -17,7 +17,7 @@
 AGAIN=75 # status of a worker that stopped early: its time was up, or it was told to end
 
 trap : TERM # meant for the worker, which stops in seconds
-emdvol work "$1" --shard "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT" "${@:2}"
+emdvol work "$1" --shard "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT"
 status=$?
 [ "$status" -eq "$AGAIN" ] && scontrol requeue "$SLURM_JOB_ID"
 exit "$status"
