@@ -147,7 +147,7 @@ def engine_scale() -> str:
     rows = {
         "blocks": f"{report['blocks']:,}",
         "overhead": f"{report['milliseconds_per_block']:.3f} ms per block",
-        "driver memory": f"{amount(report['driver_peak_bytes'])}, {amount(report["driver_growth_bytes"])} more than least",
+        "driver memory": f"{amount(report['driver_peak_bytes'])}, its range {amount(report['driver_growth_bytes'])}",
         "ledger": f"{amount(report['ledger_bytes'])} in {report['ledger_files']:,} files, "
         f"{amount(report['ledger_bytes_on_disk'])} on disk",
         "restart with half of the blocks done": f"{report['restart_seconds']:.1f} s",

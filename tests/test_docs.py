@@ -17,7 +17,14 @@ def test_tables_are_those_of_the_committed_results() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/architecture.md", "docs/engine.md", "docs/scale.md", "emdiffuse_vol/models/weights/vemdiffuse-slab.md"]
+    "page",
+    [
+        "README.md",
+        "docs/architecture.md",
+        "docs/engine.md",
+        "docs/scale.md",
+        "emdiffuse_vol/models/weights/vemdiffuse-slab.md",
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page

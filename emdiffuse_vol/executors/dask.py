@@ -100,7 +100,9 @@ class DaskExecutor:
             outcome = Outcome(number, *future.result(timeout=60))
         except Exception as error:  # the task's own come back as results: this is of the way there, or back
             if _unloadable(error):
-                error = ClusterError(f"workers cannot load blocks: {error}; give scheduler and workers the driver's environment")
+                error = ClusterError(
+                    f"workers cannot load blocks: {error}; give scheduler and workers the driver's environment"
+                )
             outcome = Outcome(number, error=error, lost=not isinstance(error, ClusterError))
         self._ended.put(outcome)
         future.release()
@@ -170,19 +172,23 @@ async def _leave(worker: Any) -> None:
 
 
 def on_this_machine(workers: int | None) -> DaskExecutor:
-    """workers: processes; None: one for each GPU, or one."""
+    """workers: processes; None: one for each GPU, or one. Raises ClusterError where they do not start."""
     import dask
     from distributed import Client, LocalCluster
 
     workers = workers or len(visible_gpus()) or 1
-    dask.config.set(SETTINGS)
-    cluster = LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1 + AHEAD,
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-        memory_limit=0,
-    )
+    # Dask would give up a worker that died when its replacement takes longer to start; the replacement always comes.
+    dask.config.set(SETTINGS | {"distributed.deploy.lost-worker-timeout": "1 day"})
+    try:
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1 + AHEAD,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+            memory_limit=0,
+        )
+    except RuntimeError as error:  # a process was killed, or met with something in its surroundings
+        raise ClusterError(f"a dask worker ended as it started ({error}); the same command starts it again") from error
     # Their time is up when that of this process is.
     return DaskExecutor(Client(cluster), cluster, threads=max(1, available_cores() // workers), renewable=False)
 
