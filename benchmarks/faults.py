@@ -124,8 +124,7 @@ class Process:
         return self._process.poll()
 
     def send(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+        self._process.send_signal(number)  # not to another that has its number by now
 
     def kill(self) -> None:
         self.send(signal.SIGKILL)
@@ -140,7 +139,12 @@ class Process:
             raise Failed(f"{self.name} hung: no end in {seconds:.0f} s; {self.said()}") from None
 
     def said(self) -> str:
+        """The end of what it had to complain of."""
         return self.err.read_text(errors="replace").strip()[-600:]
+
+    @property
+    def showed_traceback(self) -> bool:
+        return "Traceback" in self.err.read_text(errors="replace")
 
     def family(self) -> list[int]:
         """Other processes of its session that still run."""
@@ -187,7 +191,7 @@ class Moment:
 
 
 # event -> how many changes of its files an unbroken run makes, about
-EVENTS = {"time": 0, "creating": 50, "shard": 25, "ledger": 60, "pyramid": 20, "sealing": 10}
+EVENTS = {"time": 0, "creating": 50, "shard": 25, "ledger": 60, "pyramid": 20, "sealing": 6}
 STARTING = 4.0  # seconds that a worker takes to start
 LATER = ("time", "shard", "ledger", "pyramid", "sealing")
 
@@ -338,7 +342,6 @@ class Trial:
     seed: int
     folder: Path
     strikes: list[dict[str, Any]] = field(default_factory=list)
-    starts: int = 0
     reruns: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -404,7 +407,7 @@ class Trial:
     def expect(self, process: Process, *statuses: int, seconds: float = LIMIT) -> int:
         """The end of a process, as it should be."""
         status = process.wait(seconds)
-        if "Traceback" in process.said():
+        if process.showed_traceback:
             self.problems.append(f"{process.name} showed a traceback: {process.said()}")
         if statuses and status not in statuses:
             raise Failed(f"{process.name} ended with {status}, expected {statuses}: {process.said()}")
@@ -712,7 +715,7 @@ def stop_driver(trial: Trial) -> None:
         expected = (75, 0) if began and not look_at(trial.out).sealed else (75, 0, -number, 1)
         if status not in expected:
             trial.problems.append(f"{number.name} ended the driver with {status}, expected {expected}")
-        if "Traceback" in driver.said() and began:
+        if driver.showed_traceback and began:
             trial.problems.append(f"{number.name} showed a traceback: {driver.said()}")
     else:
         trial.expect(driver, 0)
@@ -825,7 +828,7 @@ def _trouble(trial: Trial, what: str, begin: Callable[[], None], mend: Callable[
     how = trial.dice.choice(("retried", "retried", "stopped", "killed"))
     tool = (sys.executable, "-c", IMPATIENT) if how == "stopped" else TOOL
     command = trial.command("--workers", str(trial.dice.choice((1, 2))), tool=tool)
-    moment = choose_moment(trial.dice, trial.bench.seconds, seen=0.4)
+    moment = choose_moment(trial.dice, trial.bench.seconds, seen=0.25)
     seconds = trial.dice.uniform(0.2, 6)
     driver = trial.start(command)
     if not trial.reached(driver, moment):
@@ -936,6 +939,7 @@ def summarise(rows: list[dict[str, Any]], bench: Bench, left_out: dict[str, str]
         "trials": len(rows),
         "identical": sum(row["result"] == "identical" for row in rows),
         "strikes": sum(len(row["strikes"]) for row in rows),
+        "kills": sum("SIGKILL" in s["what"] or "killed" in s["what"] for row in rows for s in row["strikes"]),
         "trials_never_struck": sum(not row["strikes"] for row in rows),
         "lost": sum(problem.startswith("lost") for problem in problems),
         "corrupt": sum(problem.startswith(("corrupt", "recorded")) for problem in problems),

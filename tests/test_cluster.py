@@ -393,7 +393,8 @@ def test_a_run_without_workers_stops_after_its_patience(scheduler: str, place: P
         reconstruct(ask(place, "patient", scheduler=scheduler, patience=0.02))
 
 
-def test_a_scheduler_that_goes_during_a_run_stops_it(place: Path) -> None:
+def test_a_scheduler_that_goes_during_a_run_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask, "CONNECT", 1.0)
     with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=50) as cluster:
         executor = on_scheduler(cluster.scheduler_address, __version__)
         executor.submit(abs, 1)

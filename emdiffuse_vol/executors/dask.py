@@ -61,7 +61,7 @@ class DaskExecutor:
         self.link: str | None = client.dashboard_link or None
         self._ended: SimpleQueue[Outcome] = SimpleQueue()
         self._futures: dict[int, Any] = {}
-        self._asked, self._processes = 0.0, 0
+        self._asked, self._processes, self._lost = 0.0, 0, False
 
     def processes(self) -> int:
         if time.monotonic() > self._asked + ASK:
@@ -90,6 +90,7 @@ class DaskExecutor:
         return outcomes
 
     def _gone(self) -> ClusterError:
+        self._lost = True
         return ClusterError(
             f"the scheduler at {self.client.scheduler.address} is gone; start it, then the same command again"
         )
@@ -109,7 +110,7 @@ class DaskExecutor:
 
     def close(self) -> None:
         _hush()
-        closing = [partial(self.client.cancel, list(self._futures.values()), force=True)]
+        closing = [] if self._lost else [partial(self.client.cancel, list(self._futures.values()), force=True)]
         closing += [partial(part.close, timeout=GOODBYE) for part in (self.client, self.cluster) if part is not None]
         for close in closing:
             thread = threading.Thread(target=_quietly, args=(close,), daemon=True)

@@ -232,10 +232,18 @@ class Keeper:
     async def _queue(self) -> dict[str, str] | None:
         """State of each job of this user; None where SLURM does not answer."""
         command = ("squeue", "--noheader", "--user", str(os.getuid()), "--format", "%A %T")
-        asked = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-        )
-        said, _ = await asked.communicate()
+        try:
+            asked = await asyncio.create_subprocess_exec(
+                *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+            )
+        except OSError:
+            return None
+        try:
+            said, _ = await asked.communicate()
+        except asyncio.CancelledError:  # the cluster closes; it must not outlive the loop
+            asked.kill()
+            await asked.wait()
+            raise
         return None if asked.returncode else dict(line.split() for line in said.decode().splitlines())
 
 
