@@ -172,6 +172,7 @@ class Keeper:
             except RuntimeError as error:
                 self.said = _words(str(error))
                 raise ClusterError(f"SLURM does not take the jobs of --cluster: {self.said}; correct that") from error
+            self.said = ""
             if len(spec) >= self.slurm.jobs:
                 return
 
