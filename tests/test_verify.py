@@ -132,3 +132,14 @@ def test_drivers_announce_themselves_and_leave(tmp_path: Path) -> None:
         with announced(tmp_path, "dask", "0/1", None):  # removes what a killed one left
             assert all(driver.live for driver in drivers(tmp_path))
     assert not list(folder.glob("gone*"))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize("shape", [(5, 7, 9), (40, 8, 10)])
+def test_statistics_of_a_block_are_those_of_sorting_it(dtype: str, shape: tuple[int, int, int]) -> None:
+    from emdiffuse_vol.reconstruct.worker import statistics
+
+    codes = np.random.default_rng(0).gamma(2, 20, shape).clip(0, 255).astype(dtype)
+    p99, mean = statistics(codes)
+    assert p99 == np.percentile(codes, 99, method="inverted_cdf")
+    assert mean == pytest.approx(codes.mean(dtype=np.float64))
