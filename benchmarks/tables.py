@@ -14,6 +14,8 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
+from emdiffuse_vol.cli.numbers import amount, digits, times
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = (
@@ -184,23 +186,6 @@ def engine_peers() -> str:
             f"{row['largest_difference']} |"
         )
     return "\n".join(lines)
-
-
-def times(numbers: list[int]) -> str:
-    return " x ".join(f"{n:,}" for n in numbers)
-
-
-def digits(number: float) -> str:
-    """Three that matter."""
-    return f"{float(f'{number:.3g}'):,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def amount(count: float) -> str:
-    """Bytes in units of a thousand."""
-    units = ["B", "kB", "MB", "GB", "TB", "PB"]
-    while count >= 999.5 and len(units) > 1:
-        count, units = count / 1000, units[1:]
-    return f"{count:.3g} {units[0]}"
 
 
 TABLES: dict[str, Callable[[], str]] = {

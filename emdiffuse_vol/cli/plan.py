@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from emdiffuse_vol.cli.numbers import amount, digits, times
 from emdiffuse_vol.cli.options import INTS, settings_options
 
 
@@ -92,12 +93,12 @@ def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     given, made = plan["input"], plan["output"]
     chunks = plan["read_amplification_chunks"]
     return [
-        ("input", f"{_size(given['shape'])} {given['dtype']}, {_nm(given['voxel_size'])}"),
-        ("output", f"{_size(made['shape'])} {made['dtype']}, {_nm(made['voxel_size'])}, mean and uncertainty"),
+        ("input", f"{times(given['shape'])} {given['dtype']}, {_nm(given['voxel_size'])}"),
+        ("output", f"{times(made['shape'])} {made['dtype']}, {_nm(made['voxel_size'])}, mean and uncertainty"),
         ("factor", f"{plan['factor']} (sections {plan['gap_pixels']:.4g} pixels apart)"),
         ("network", f"{plan['weights']}, {plan['members']} members, {plan['evaluations']} evaluations per voxel"),
-        ("blocks", f"{plan['blocks']:,} of {_size(plan['block'])}, in shards of {_size(plan['shard'])}"),
-        ("tiles", f"{plan['tiles']:,}, {plan['tiles_per_block']} per block, of {_size(plan['tile'])}"),
+        ("blocks", f"{plan['blocks']:,} of {times(plan['block'])}, in shards of {times(plan['shard'])}"),
+        ("tiles", f"{plan['tiles']:,}, {plan['tiles_per_block']} per block, of {times(plan['tile'])}"),
         ("overlap work", f"{plan['overlap_work']:.0%}"),
         (
             "work",
@@ -106,12 +107,12 @@ def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "reading",
-            f"{_bytes(plan['read_bytes'])}, {plan['read_amplification']:.2f} times the input"
-            + (f"; {chunks:.2f} times, where nothing keeps its chunks of {_size(given['chunk'])}" if chunks else ""),
+            f"{amount(plan['read_bytes'])}, {plan['read_amplification']:.2f} times the input"
+            + (f"; {chunks:.2f} times, where nothing keeps its chunks of {times(given['chunk'])}" if chunks else ""),
         ),
-        ("memory", f"{_bytes(plan['process_bytes'])} in a process, {_bytes(plan['memory_bytes'])} in all here"),
-        ("disk", f"at most {_bytes(plan['disk_bytes'])} in {plan['files']:,} files"),
-        ("ledger", _bytes(plan["ledger_bytes"])),
+        ("memory", f"{amount(plan['process_bytes'])} in a process, {amount(plan['memory_bytes'])} in all here"),
+        ("disk", f"at most {amount(plan['disk_bytes'])} in {plan['files']:,} files"),
+        ("ledger", amount(plan["ledger_bytes"])),
         ("device", f"{plan['device']}, {plan['precision']}"),
     ]
 
@@ -126,35 +127,18 @@ def _estimate_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "speed",
             f"{found['voxels_per_second'] / 1e6:.3g} Mvoxel/s per device; "
-            f"{_bytes(found['bytes_per_second'])}/s read and written meanwhile",
+            f"{amount(found['bytes_per_second'])}/s read and written meanwhile",
         ),
         (
             "time",
-            f"{_count(found['device_hours'])} device-hours, {_count(found['days'])} days "
+            f"{digits(found['device_hours'])} device-hours, {digits(found['days'])} days "
             f"on {devices:,} device{'s' if devices > 1 else ''}",
         ),
     ]
     if found["cost"] is not None:
-        rows.append(("cost", f"{_count(found['cost'])}, at {found['price_per_device_hour']:g} for a device-hour"))
+        rows.append(("cost", f"{digits(found['cost'])}, at {found['price_per_device_hour']:g} for a device-hour"))
     return rows
-
-
-def _size(shape: Any) -> str:
-    return " x ".join(f"{n:,}" for n in shape)
 
 
 def _nm(voxel: Any) -> str:
     return " x ".join(f"{v:.6g}" for v in voxel) + " nm"
-
-
-def _count(number: float) -> str:
-    """Three digits that matter: 0.0123, 4.56, 78,900."""
-    return f"{float(f'{number:.3g}'):,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def _bytes(count: float) -> str:
-    """In units of a thousand: 1.2 MB, 345 TB."""
-    units = ["B", "kB", "MB", "GB", "TB", "PB"]
-    while count >= 999.5 and len(units) > 1:
-        count, units = count / 1000, units[1:]
-    return f"{count:.3g} {units[0]}"

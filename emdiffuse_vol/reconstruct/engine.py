@@ -31,8 +31,7 @@ GOLDEN = 0.618034  # drivers that meet on an output begin in places far from eac
 @dataclass(frozen=True)
 class Progress:
     """Told as blocks end, and now and then. stage: "blocks" or "level 1", ...; voxels: of the output, done so far by
-    this command; workers: networks that can run now; link: where
-    the executor can be watched."""
+    this command; workers: networks that can run now; link: where the executor can be watched."""
 
     stage: str
     done: int
