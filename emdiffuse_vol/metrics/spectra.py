@@ -9,7 +9,7 @@ on the very axes. Frequencies are put in shells of the same width, two of the co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, cos, exp, pi, radians
+from math import ceil, cos, exp, nan, pi, radians
 from typing import Any
 
 import numpy as np
@@ -67,9 +67,12 @@ def axial_power(image: NDArray[Any], cone: float = CONE) -> Shells:
 
 def relative_power(of: Shells, to: Shells, lowest: float = 0.0, highest: float = 0.25) -> float:
     """Geometric mean of one curve over another between two frequencies (1/4: half of what voxels hold), without the
-    lowest shell, which the window fills: below 1, detail along z is missing; above 1, there is too much."""
+    lowest shell, which the window fills: below 1, detail along z is missing; above 1, there is too much. NaN where no
+    shell lies between them."""
     used = (of.frequency > lowest) & (of.frequency <= highest)
     used[0] = False
+    if not used.any():
+        return nan
     return exp(float(np.log(of.value[used] / to.value[used]).mean()))
 
 

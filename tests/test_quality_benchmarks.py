@@ -1,0 +1,150 @@
+"""Benchmarks of quality: the engine's own voxels, members that explain them, and scores at their limits."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import models
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from lpips_offline import FILE, Lpips, _Arrays
+from predictions import Prediction, predict, rounded, run_network, take_sections
+from volumes import MODES, smooth_volume, write_weights
+
+import emdiffuse_vol
+from emdiffuse_vol.geometry.boxes import Box
+from emdiffuse_vol.models.checkpoints import save_weights
+from emdiffuse_vol.models.unet import UNet
+from emdiffuse_vol.reconstruct.predict import PlanePredictor
+
+FACTOR = 5
+SETTINGS = {"shard": (64, 64, 64), "tile": (24, 64, 64), "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def sections() -> np.ndarray:
+    return smooth_volume((8, 60, 80))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_weights(tmp_path_factory.mktemp("weights") / "w.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def found(weights: str, sections: np.ndarray) -> Prediction:
+    return run_network(weights, sections, FACTOR, **SETTINGS)
+
+
+def test_predictions_are_the_voxels_of_the_engine(found: Prediction, weights: str, sections: np.ndarray) -> None:
+    array = xr.DataArray(sections, dims=("z", "y", "x"))
+    expected = emdiffuse_vol.isotropic(array, voxel_size=(50, 10, 10), weights=weights, mode=MODES[0], **SETTINGS)
+    expected = expected.compute(scheduler="synchronous")
+    np.testing.assert_array_equal(found.mean, expected["mean"].values)
+    np.testing.assert_array_equal(found.uncertainty, expected["uncertainty"].values)
+
+
+def test_the_uncertainty_is_the_spread_of_the_members(found: Prediction, sections: np.ndarray) -> None:
+    """Untrained weights have no calibration: the scale is 1, and what differs is rounding to greys and eighths."""
+    missing = np.arange(len(found.mean)) % FACTOR != 0
+    spread = np.sqrt(np.square(found.members - found.mean.astype(np.float32)).mean(0))
+    assert found.uncertainty is not None
+    inside = missing[:, None, None] & (found.mean > 0) & (found.mean < 255) & (found.uncertainty < 31)
+    # The mean is rounded to 1/2 grey, which adds at most that much to a root mean square.
+    assert np.abs(spread - found.uncertainty)[inside].max() < 0.5 + 1 / 16 + 1e-3
+    np.testing.assert_array_equal(
+        found.members[:, ~missing], np.broadcast_to(sections, found.members[:, ~missing].shape)
+    )
+    assert len(found.members) == 4 and np.ptp(found.members[:, missing], axis=0).max() > 1
+
+
+def test_members_of_blended_tiles_average_to_the_mean(tmp_path: Path, sections: np.ndarray) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "published.safetensors"
+    save_weights(path, UNet(3, slices=True), architecture="unet-vem", config={}, modes=MODES, greys="dtype")
+    roi = Box((3, 16, 20), (5, 60, 48))
+    found = run_network(str(path), sections, 3, roi=str(roi), members=2, steps=1, tile=(1, 28, 28), block=(64, 64, 64))
+    assert found.mean.shape == (4, 44, 28)
+    missing = [1, 2]
+    np.testing.assert_allclose(found.members[:, missing].mean(0).clip(0, 255), found.mean[missing], atol=0.51)
+    assert found.facts["evaluations"] == 2
+
+
+def test_the_subset_needs_one_tile_of_the_published_network() -> None:
+    sections = np.zeros((32, 250, 250), np.uint8)
+    box = models.subset_box(sections, 8)
+    assert box.start[0] % 8 == 0 and box.shape == (9, 192, 192)
+    margin = PlanePredictor.CORE[1] // 14
+    for axis in (1, 2):
+        assert (box.start[axis] - margin) // 224 == (box.stop[axis] + margin - 1) // 224 == 0
+
+
+def test_a_perfect_prediction_has_perfect_scores() -> None:
+    stack = smooth_volume((41, 64, 64), seed=1)
+    sections, truth, missing = take_sections(stack, 4)
+    reference = models.Reference(truth, np.flatnonzero(missing), 4, None, planes=5)
+    assert len(reference.sample) == 5 and not set(reference.sample) & set(range(0, 41, 4))
+    row = models.score(Prediction(truth, truth[None].astype(np.float32), facts={"cell": (8, 64, 64)}), reference)
+    assert row["psnr"] == np.inf
+    assert (row["ssim"], row["fsim"], row["crps"]) == pytest.approx((1, 1, 0))
+    assert row["axial_resolution_nm"] == 20
+    assert row["axial_power"] == pytest.approx(1)
+    assert abs(row["seam"] - 1) < 4 * row["seam_error"]
+    worse = models.score(predict("linear", sections, 4), reference)
+    assert worse["fsim"] < 0.999 and worse["axial_resolution_nm"] > 20 and worse["axial_power"] < 0.7
+
+
+def test_only_missing_planes_are_scored() -> None:
+    sections, truth, missing = take_sections(smooth_volume((21, 40, 40), seed=2), 4)
+    reference = models.Reference(truth, np.flatnonzero(missing), 4, None, planes=3)
+    prediction = predict("cubic", sections, 4)
+    before = models.score(prediction, reference)
+    prediction.mean[~missing] = 0
+    after = models.score(prediction, reference)
+    for key in ("psnr", "ssim", "fsim", "crps"):
+        assert before[key] == after[key]
+    assert before["axial_resolution_nm"] != after["axial_resolution_nm"]  # of whole volumes, as stated
+
+
+def test_a_brightness_step_between_tiles_is_a_seam() -> None:
+    _, truth, _ = take_sections(smooth_volume((81, 48, 48), seed=3), 4)
+    clean = models.seam_scores(truth, 4, 16)
+    broken = models.seam_scores(truth + (np.arange(81) // 16 % 2 * 20)[:, None, None], 4, 16)
+    assert abs(clean["seam"] - 1) < 4 * clean["seam_error"] < broken["seam"] - 1
+    assert models.seam_scores(truth, 4, 96) == {}
+
+
+def test_numbers_are_rounded_at_any_depth() -> None:
+    assert rounded({"a": [np.float32(1.2345678), {"b": 1e9 / 3}], "c": (3, "x", None)}) == {
+        "a": [1.2346, {"b": 333330000.0}],
+        "c": [3, "x", None],
+    }
+
+
+def test_files_of_lpips_may_hold_arrays_only(tmp_path: Path) -> None:
+    import io
+
+    arrays = {"Conv_0": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
+    # As numpy wrote them when the file was made.
+    old = pickle.dumps(arrays, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    np.testing.assert_array_equal(_Arrays(io.BytesIO(old)).load()["Conv_0"]["kernel"], arrays["Conv_0"]["kernel"])
+    with pytest.raises(pickle.UnpicklingError, match="system"):
+        _Arrays(io.BytesIO(pickle.dumps(os.system))).load()
+
+
+def test_lpips_is_that_of_its_authors() -> None:
+    """Package lpips 0.1.4, LPIPS(net="alex"), on the same two pairs. EMDVOL_LPIPS: the folder of lpips_offline.py."""
+    folder = Path(os.environ.get("EMDVOL_LPIPS", ""))
+    if not (folder / FILE).is_file():
+        pytest.skip("EMDVOL_LPIPS does not name the folder of the networks of LPIPS")
+    y, x = np.mgrid[:96, :120]
+    board = 255.0 * ((x // 8 + y // 8) % 2)
+    a = np.stack([127 + 100 * np.sin(x / 7) * np.cos(y / 5), board])
+    b = np.stack([127 + 80 * np.sin((x + 2) / 7) * np.cos(y / 5), np.clip(board + 20 * np.sin(x / 3), 0, 255)])
+    lpips = Lpips(folder)
+    found = lpips.distance(lpips.features(a), lpips.features(b))
+    np.testing.assert_allclose(found, [0.012610797, 0.00059314288], rtol=1e-5)
