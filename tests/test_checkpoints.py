@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from emdiffuse_vol.errors import WeightsError
-from emdiffuse_vol.models import checkpoints
+from emdiffuse_vol.models import registry
 from emdiffuse_vol.models.checkpoints import MODELS, PUBLISHED_BUFFERS, Weights, load_weights, save_weights
 from emdiffuse_vol.models.slab import SlabNet
 
 CONFIG = {"width": 4, "deep": 8, "blocks": 1}
 FACTS: dict[str, Any] = {"name": "tiny", "gaps": [2, 12], "calibration": {"scale": {"5": 1.25}}, "greys": "percentiles"}
 State = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def no_imported_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMDVOL_MODELS", str(tmp_path / "none"))
 
 
 def saved(path: Path, **changes: Any) -> Path:
@@ -80,7 +86,7 @@ def test_loading_draws_nothing_from_the_global_generator(tmp_path: Path) -> None
 
 def test_embedded_weights_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "some-name.safetensors")
-    monkeypatch.setattr(checkpoints, "embedded", lambda: {"some-name": path})
+    monkeypatch.setattr(registry, "embedded", lambda: {"some-name": path})
     assert load_weights("some-name").path == path
     assert "a name among: some-name" in refusal("other-name")
 
@@ -191,6 +197,16 @@ def test_modes_and_gaps_are_checked(tmp_path: Path) -> None:
         weights.check("EMDiffuse-r", 5)
     with pytest.raises(WeightsError, match=r"serve sections 2 to 12 pixels apart, not 12\.5"):
         weights.check("vEMDiffuse-a", 12.5)
+
+
+def test_weights_of_one_factor_serve_no_other() -> None:
+    weights = Weights("w", Path("w"), "", "unet-vem", {}, {"modes": ["m"], "factor": 10}, torch.nn.Identity())
+    assert weights.gaps == (9.5, 10.5)
+    weights.check("m", 45 / 4.3, Fraction(10))
+    with pytest.raises(WeightsError, match=r"w serve factor 10 alone, not 21/2; .* --factor 10"):
+        weights.check("m", 10.3, Fraction(21, 2))
+    with pytest.raises(WeightsError, match=r"serve sections 9\.5 to 10\.5 pixels apart, not 5"):
+        weights.check("m", 5, Fraction(10))
 
 
 def test_weights_that_know_no_gaps_take_any() -> None:

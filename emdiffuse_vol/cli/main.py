@@ -23,6 +23,7 @@ COMMANDS = {
     "convert": "Turn TIFF or OME-Zarr into OME-Zarr.",
     "info": "Print shape, voxel size, greys and factor of a volume.",
     "sample": "Write a procedural EM-like volume of any size.",
+    "models": "List, show, import and check weights.",
     "evaluate": "Score a reconstruction against a truth volume.",
 }
 

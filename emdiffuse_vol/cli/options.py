@@ -45,7 +45,9 @@ channel_option = click.option("--channel", type=click.IntRange(min=0), help="Cha
 # Settings of a run, each also a key of the JSON configuration (reconstruct.job.Request), where its default lives.
 SETTINGS = (
     click.option("--mode", help="vEMDiffuse-i or vEMDiffuse-a.  [default: vEMDiffuse-a]"),
-    click.option("--weights", help="Name of embedded weights, or a file.  [default: vemdiffuse-slab]"),
+    click.option(
+        "--weights", help="A name of `emdvol models list`, a file, or a URL#sha256=HEX.  [default: vemdiffuse-slab]"
+    ),
     click.option(
         "--factor", help="Output planes per section: 10, 10.5 or 450/43.  [default: what makes z nearest to XY]"
     ),

@@ -3,33 +3,37 @@
 Convention. A weights file is a ``.safetensors`` whose header names its ``architecture``, a key of ``MODELS``, and
 holds as JSON: ``config`` (arguments of that entry), ``modes`` (list of the modes it serves) and facts about the
 weights, among them ``name``, ``gaps`` ([least, greatest] distance of sections in lateral pixels; absent: not known),
-``greys`` ("percentiles" or "dtype", how input is normalised), ``calibration`` (gap -> scale of the spread) and
-``training``. Files published with the paper, ``*_Network.pth`` and ``*_Network_ema.pth``, are read as they are.
-Nothing is unpickled but tensors, and a file is refused unless it holds exactly the parameters of the network, each
-with its own name and shape.
+``factor`` (of weights that serve one alone), ``greys`` ("percentiles" or "dtype", how input is normalised),
+``calibration`` (gap -> scale of the spread), ``training`` and ``origin``. Files published with the paper,
+``*_Network.pth`` and ``*_Network_ema.pth``, are read as they are. Nothing is unpickled but tensors, and a file is
+refused unless it holds exactly the parameters of the network, each with its own name and shape.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emdiffuse_vol.errors import WeightsError
+from emdiffuse_vol.models import registry
+from emdiffuse_vol.models.download import checksum
+from emdiffuse_vol.models.registry import embedded, served_gaps
 from emdiffuse_vol.models.slab import SlabNet
 from emdiffuse_vol.models.unet import UNet
+
+__all__ = ["EMBEDDED", "MODELS", "PUBLISHED_BUFFERS", "Weights", "describe", "embedded", "load_weights", "save_weights"]
 
 EMBEDDED = "vemdiffuse-slab"
 
@@ -93,12 +97,22 @@ class Weights:
         table = self.metadata.get("calibration", {}).get(name, {})
         return {float(key): float(table[key]) for key in sorted(table, key=float)}
 
-    def check(self, mode: str, gap: float) -> None:
-        """Refuse a mode, or a distance of sections in lateral pixels, that these weights were not made for."""
+    @property
+    def gaps(self) -> tuple[float, float] | None:
+        """[least, greatest] distance of sections in lateral pixels that is served; None: not known."""
+        return served_gaps(self.metadata)
+
+    def check(self, mode: str, gap: float, factor: Fraction | None = None) -> None:
+        """Refuse a mode, a factor, or a distance of sections in lateral pixels, that the weights were not made for."""
         modes = self.metadata["modes"]
         if mode not in modes:
             raise WeightsError(f"weights {self.name} serve {', '.join(modes)}, not {mode}; choose other weights")
-        least, greatest = self.metadata.get("gaps", (gap, gap))
+        only = self.metadata.get("factor")
+        if only is not None and factor is not None and factor != only:
+            raise WeightsError(
+                f"weights {self.name} serve factor {only} alone, not {factor}; choose other weights, or --factor {only}"
+            )
+        least, greatest = self.gaps or (gap, gap)
         if not least <= gap <= greatest:
             raise WeightsError(
                 f"weights {self.name} serve sections {least:g} to {greatest:g} pixels apart, not {gap:g}; "
@@ -115,19 +129,10 @@ def save_weights(
     save_file({key: value.contiguous() for key, value in net.state_dict().items()}, path, header)
 
 
-def embedded() -> dict[str, Path]:
-    """Weights that come with the package, by name."""
-    folder = Path(str(resources.files("emdiffuse_vol.models") / "weights"))
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
-
-
-def load_weights(name_or_path: str = EMBEDDED) -> Weights:
-    """Embedded weights by name, or a ``.safetensors`` or published ``.pth`` file by path. Raises WeightsError."""
-    path = embedded().get(name_or_path, Path(name_or_path))
-    if not path.is_file():
-        raise WeightsError(
-            f"no weights {name_or_path}; give a file, or a name among: {', '.join(embedded()) or 'none'}"
-        )
+def load_weights(name_or_path: str = EMBEDDED, sha256: str | None = None) -> Weights:
+    """Weights by the name of embedded or imported ones, by the path of a ``.safetensors`` or published ``.pth`` file,
+    or by a URL with its checksum (see ``registry.find``, also for ``sha256``). Raises WeightsError."""
+    path = registry.find(name_or_path, sha256)
     if path.suffix == ".safetensors":
         architecture, facts, state = _read_ours(path)
     elif path.suffix == ".pth":
@@ -135,26 +140,34 @@ def load_weights(name_or_path: str = EMBEDDED) -> Weights:
     else:
         raise WeightsError(f"weights {path} are neither .safetensors nor a published .pth")
     config = facts.pop("config")
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     net = _build(path, architecture, config, state)
-    return Weights(facts.get("name", path.stem), path, sha256, architecture, config, facts, net)
+    return Weights(facts.get("name", path.stem), path, checksum(path), architecture, config, facts, net)
+
+
+def describe(weights: Weights) -> dict[str, Any]:
+    """All that is known of weights, as JSON values."""
+    facts = weights.metadata
+    parameters = sum(value.numel() for value in weights.net.state_dict().values())
+    header = registry.Header(weights.architecture, facts, parameters)
+    training = facts.get("training")
+    return registry.summary(weights.path, header) | {
+        "sha256": weights.sha256,
+        "config": weights.config,
+        "greys": facts.get("greys"),
+        "calibration": facts.get("calibration"),
+        "training": training,
+        "licence": facts.get("licence") or (training or {}).get("licence"),
+        "source": facts.get("origin", {}),
+        "card": registry.card_of(weights.path),
+    }
 
 
 def _read_ours(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    header = registry.read_header(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            header = dict(file.metadata() or {})
-        state = load_file(path)
+        return header.architecture, header.facts, load_file(path)
     except SafetensorError as error:
         raise WeightsError(f"weights {path} are damaged or no safetensors file: {error}") from error
-    architecture = header.pop("architecture", None)
-    if architecture is None or not {"config", "modes"} <= header.keys():
-        raise WeightsError(f"weights {path} lack architecture, config or modes in their header; write by save_weights")
-    try:
-        return architecture, {key: json.loads(value) for key, value in header.items()}, state
-    except json.JSONDecodeError as error:
-        raise WeightsError(f"weights {path} have a header that is not JSON: {error}") from error
 
 
 def _read_published(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

@@ -156,7 +156,7 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
     mode = isotropic_mode(spec.shape, spec.voxel_size, factor, request.target_voxel_size, damaged)
     region = mode.region(None if request.roi is None else parse_roi(request.roi))
     weights = load_weights(request.weights)
-    weights.check(request.mode, mode.gap)
+    weights.check(request.mode, mode.gap, mode.axial.factor)
     mode = replace(mode, widest=weights.metadata.get("gaps", (mode.gap, mode.gap))[1])
     device, here = choose_devices(request, executor, exact=not isinstance(weights.net, SlabNet))
     sampling = Sampling(request.members, request.seed, request.sampler, request.steps, request.tile)

@@ -193,7 +193,7 @@ def _open(job: Job, permits: int, threads: int | None) -> Context:
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = False
-    plan, weights = job.plan, load_weights(job.weights)
+    plan, weights = job.plan, load_weights(job.weights, job.weights_sha256)
     if weights.sha256 != job.weights_sha256:
         raise ClusterError(f"the weights {job.weights} of the worker on {platform.node()} are not those of the run")
     sampling = Sampling(job.members, job.seed, job.sampler, job.steps, job.tile)
