@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from volumes import smooth_volume, write_volume, write_weights
 
 from emdiffuse_vol.errors import WeightsError
 from emdiffuse_vol.models import symmetry
-from emdiffuse_vol.models.checkpoints import EMBEDDED, MODELS, PUBLISHED_BUFFERS, load_weights, save_weights
+from emdiffuse_vol.models.checkpoints import EMBEDDED, MODELS, PUBLISHED_BUFFERS, embedded, load_weights, save_weights
 from emdiffuse_vol.models.download import file_name, public
 from emdiffuse_vol.models.symmetry import compare
 
@@ -52,20 +53,25 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder; what is asked for below /cut/ ends half way."""
+    """Serves a folder; what is asked for below /cut/ ends half way, and below /slow/ it stops there for long."""
 
     seen: list[str]
+    halfway: threading.Event
+    go_on: threading.Event
 
     def do_GET(self) -> None:
         self.seen.append(self.path)
-        if not self.path.startswith("/cut/"):
+        if not self.path.startswith(("/cut/", "/slow/")):
             return super().do_GET()
-        content = (Path(self.directory) / self.path.removeprefix("/cut/").partition("?")[0]).read_bytes()
+        content = (Path(self.directory) / self.path.split("/")[2].partition("?")[0]).read_bytes()
         self.send_response(200)
         if "silent" not in self.path:
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content[: len(content) // 2])
+        if self.path.startswith("/slow/"):
+            self.halfway.set()
+            self.go_on.wait(60)
 
     def log_message(self, *said: Any) -> None:
         pass
@@ -74,7 +80,7 @@ class Handler(SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """-> http://127.0.0.1:PORT, which serves tmp_path"""
-    Handler.seen = []
+    Handler.seen, Handler.halfway, Handler.go_on = [], threading.Event(), threading.Event()
 
     def handler(*arguments: Any) -> Handler:
         return Handler(*arguments, directory=str(tmp_path))
@@ -83,6 +89,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         thread = threading.Thread(target=http.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{http.server_port}"
+        Handler.go_on.set()
         http.shutdown()
         thread.join()
 
@@ -264,6 +271,28 @@ def test_a_download_that_was_cut_off_is_never_used(ours: Path, models: Path, ser
     assert not left_in(models)
 
 
+def test_a_process_killed_while_it_downloads_leaves_no_weights(ours: Path, models: Path, server: str) -> None:
+    killed = f"{server}/slow/ours.safetensors#sha256={sha256(ours)}"
+    for arguments in (["import", killed, "--as", "far"], ["show", killed]):
+        Handler.halfway.clear()
+        process = subprocess.Popen([sys.executable, "-m", "emdiffuse_vol", "models", *arguments])
+        assert Handler.halfway.wait(120)
+        process.kill()
+        process.wait()
+    assert left_in(models) and all(Path(file).name.startswith(".part-") for file in left_in(models))
+    assert [weights["name"] for weights in shown("list")] == list(embedded())
+    assert emdvol("models", "import", killed.replace("/slow", ""), "--as", "far")[0] == 0
+    assert load_weights(killed.replace("/slow", "")).sha256 == sha256(ours)
+
+
+def test_many_may_fetch_the_same_at_once(ours: Path, models: Path, server: str) -> None:
+    url = f"{server}/ours.safetensors#sha256={sha256(ours)}"
+    with ThreadPoolExecutor(8) as pool:
+        found = {weights.sha256 for weights in pool.map(load_weights, [url] * 8)}
+    assert found == {sha256(ours)}
+    assert left_in(models) == [f"downloads/{sha256(ours)}/ours.safetensors"]
+
+
 def test_what_cannot_be_had_is_said_in_one_line(models: Path, server: str) -> None:
     refused("models", "import", f"{server}/absent.pth", "--as", "far", says="absent.pth cannot be had: 404")
     refused("models", "import", "http://127.0.0.1:9/x.pth", "--as", "far", says="cannot be had: [Errno")
@@ -334,6 +363,13 @@ def test_a_relative_path_is_made_absolute(ours: Path, monkeypatch: pytest.Monkey
     """The job carries it to processes that work elsewhere."""
     monkeypatch.chdir(ours.parent)
     assert load_weights(ours.name).path == ours
+
+
+def test_embedded_weights_need_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EMDVOL_MODELS", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it does for a user that the system does not know
+    assert load_weights().name == EMBEDDED
 
 
 # Symmetry

@@ -8,11 +8,14 @@ Convention. What is imported is verified, loaded strictly (every key and shape) 
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from emdiffuse_vol.errors import WeightsError
+from safetensors import SafetensorError
+
+from emdiffuse_vol.errors import OutputError, WeightsError
 from emdiffuse_vol.models import registry
 from emdiffuse_vol.models.checkpoints import Weights, load_weights, save_weights
 from emdiffuse_vol.models.download import (
@@ -42,7 +45,8 @@ def import_weights(
     overwrite: bool = False,
     notify: Notify | None = None,
 ) -> Weights:
-    """Make ``source`` the weights ``name`` of this user. Raises WeightsError; then nothing has changed."""
+    """Make ``source`` the weights ``name`` of this user. Raises WeightsError or OutputError; then nothing
+    has changed."""
     place = registry.new_place(name, overwrite)
     url, expected = split_checksum(source) if is_url(source) else (None, None)
     if sha256 is not None:
@@ -56,7 +60,7 @@ def import_weights(
             url = published(url, ema)
             path, found = registry.fetch(url, Path(temporary), expected, notify)
         else:
-            path = Path(published(str(Path(source).expanduser().absolute()), ema))
+            path = Path(published(os.path.abspath(os.path.expanduser(source)), ema))
             if not path.is_file():
                 raise WeightsError(f"no weights {path}; give a .safetensors or .pth file, a published PREFIX, or a URL")
             found = checksum(path)
@@ -65,7 +69,10 @@ def import_weights(
         weights = load_weights(str(path))
         facts = facts_of(weights, mode, factor) | {"name": name, "origin": origin_of(path.name, found, url)}
         converted = Path(temporary) / "converted"
-        save_weights(converted, weights.net, architecture=weights.architecture, config=weights.config, **facts)
+        try:
+            save_weights(converted, weights.net, architecture=weights.architecture, config=weights.config, **facts)
+        except SafetensorError as error:  # what the library makes of a full disk
+            raise OutputError(f"weights cannot be written to {place.parent}: {error}") from error
         card = registry.card_of(path)
         write_durably(place, converted.read_bytes())
     if card is None:

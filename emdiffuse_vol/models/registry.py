@@ -40,12 +40,14 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 def folder() -> Path:
     """Where imported weights are: EMDVOL_MODELS, or a folder among the user's data. It need not exist."""
     if given := os.environ.get("EMDVOL_MODELS"):
-        return Path(given).expanduser().absolute()
-    if sys.platform == "darwin":
-        data = Path.home() / "Library" / "Application Support"
-    else:
-        data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return data / "emdvol" / "models"
+        return _place(given)
+    user = "~/Library/Application Support" if sys.platform == "darwin" else "~/.local/share"
+    return _place(os.environ.get("XDG_DATA_HOME") or user) / "emdvol" / "models"
+
+
+def _place(text: str) -> Path:
+    """Absolute; ~ stays as it is for a user without a home, as there are in containers."""
+    return Path(os.path.expanduser(text)).absolute()
 
 
 def embedded() -> dict[str, Path]:
@@ -79,12 +81,12 @@ def find(text: str, sha256: str | None = None) -> Path:
     known = names()
     if text in known:
         return known[text]
-    path = Path(text).expanduser().absolute()
+    path = _place(text)
     if path.is_file():
         return path
     if sha256:
         twins = [known[path.stem]] if path.stem in known else []
-        for twin in [*twins, *sorted((folder() / "downloads" / sha256).glob("*"))]:
+        for twin in [*twins, *sorted((folder() / "downloads" / sha256).glob("[!.]*"))]:
             if checksum(twin) == sha256:
                 return twin
     raise WeightsError(
