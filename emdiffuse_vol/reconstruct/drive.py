@@ -33,7 +33,7 @@ TRIES, PLACE_TRIES = 3, 20
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0  # seconds before another try
 PLACE_PATIENCE = 60.0  # seconds
 HOPELESS = 8  # blocks set aside before the first that succeeds
-COMMIT = 0.1  # seconds in which receipts may gather before they are recorded
+COMMIT = 0.25  # seconds in which receipts may gather before they are recorded
 FORGET = 0.98  # a slow block counts less with each that follows: once, a disk may hang
 GRACE = 3.0  # seconds that blocks in flight have after a signal
 
@@ -105,11 +105,11 @@ class Drive:
         try:
             while self._work_left() or self.unrecorded:
                 self._check_halt()
-                if self.halt.reason is None:
-                    self._fill()
+                self._fill()
                 outcomes = self.executor.wait(self._pause())
                 for outcome in outcomes:
                     self._settle(outcome)
+                self._fill()  # no process waits while we record
                 if not outcomes or time.monotonic() > self.committed + COMMIT:
                     self._commit()
                 self._check_place()
@@ -123,6 +123,8 @@ class Drive:
 
     def _fill(self) -> None:
         """Submit up to the window: blocks that are due for another try first."""
+        if self.halt.reason is not None:
+            return
         task = self.make_task(self.expected)
         for _ in range(capacity(self.executor) - len(self.flight)):
             if self.again and self.again[0][0] <= time.monotonic():
@@ -137,10 +139,10 @@ class Drive:
 
     def _pause(self) -> float:
         """Seconds to wait for an outcome."""
-        if self.unrecorded:
-            return COMMIT
         if not self._work_left():
             return 0
+        if self.unrecorded:
+            return COMMIT
         due = self.again[0][0] - time.monotonic() if self.again else 0.0
         # What is due already waits for room in the window, which is an outcome.
         return min(0.5, due) if due > 0 else 0.5

@@ -1,7 +1,7 @@
 """What is known of every block: small Zarr arrays inside the output, one element per block, on the grid of blocks.
 
 Convention: ``ledger/state`` holds one of the states below; ``tries`` counts attempts that failed, ``checksum`` is the
-CRC-32 of the block's voxels, ``p99`` and ``mean`` are of its uncertainty in greys, ``seconds`` is what it took. They
+CRC-32C of the block's voxels, ``p99`` and ``mean`` are of its uncertainty in greys, ``seconds`` is what it took. They
 are also the block-level map of reliability that people plot. Pyramid levels have a ledger of their own.
 
 A block is recorded after its bytes are on disk: first what is known of it, its state last. Arrays are cut into
@@ -12,13 +12,13 @@ are changed one by one, and blocks come out the same whoever makes them.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,8 +55,8 @@ class Receipt:
 
 
 def checksum(values: NDArray[Any]) -> int:
-    """CRC-32 of voxels in C order."""
-    return zlib.crc32(np.ascontiguousarray(values).data)
+    """CRC-32C of voxels in C order. Processors have an instruction for it, so it is nearly free."""
+    return int(google_crc32c.value(np.ascontiguousarray(values)))
 
 
 class Ledger:

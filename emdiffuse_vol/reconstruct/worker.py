@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +33,13 @@ from emdiffuse_vol.reconstruct.ledger import BRIDGED, DONE, SKIPPED, Receipt, ch
 from emdiffuse_vol.reconstruct.plan import Block, Plan
 from emdiffuse_vol.reconstruct.predict import Device, Predictor, Sampling, build_predictor, predict_block
 from emdiffuse_vol.reconstruct.source import open_input
-from emdiffuse_vol.stores.blocks import write_block
+from emdiffuse_vol.stores.image import finish, open_array, write_units
 from emdiffuse_vol.stores.kvstore import bytes_read
-from emdiffuse_vol.stores.metadata import read_attributes
+from emdiffuse_vol.stores.metadata import read_attributes, stamp
 from emdiffuse_vol.stores.volume import Volume, read_mirrored
+
+if TYPE_CHECKING:
+    from tensorstore import Future, TensorStore
 
 
 def software() -> dict[str, str]:
@@ -63,6 +66,7 @@ class Context:
     seats: threading.Semaphore
     networks: ThreadPoolExecutor
     counted: int = 0
+    checked: tuple[int, ...] = ()  # of the output's metadata, when they were last found to be this job's
 
     def predict(self, index: int, sections: NDArray[Any]) -> NDArray[Any]:
         """sections: greys of the block's ``read`` box, mirrored at the faces. Returns codes [2, z, y, x]."""
@@ -81,6 +85,20 @@ class Context:
     @cached_property
     def emptiness(self) -> Emptiness:
         return open_emptiness(self.job)
+
+    @cached_property
+    def target(self) -> TensorStore:
+        return open_array(self.job.out, 0, "w")
+
+    def check_output(self) -> None:
+        """Raises ConfigError where the output was replaced: workers of a scheduler go on after their driver's end."""
+        path = Path(self.job.out)
+        if (found := stamp(path)) == self.checked:
+            return
+        fingerprint = read_attributes(path).get("emdvol", {}).get("fingerprint")
+        if fingerprint is not None and (unlike := differences(fingerprint, self.job.fingerprint())):
+            raise ConfigError(f"{path} belongs to another run by now: {'; '.join(unlike)}; nothing was written")
+        self.checked = found
 
     def newly_read(self) -> int:
         """Bytes that this process has read from stores since it was last asked."""
@@ -117,40 +135,40 @@ class BlockTask:
             grey = context.emptiness.whole(block, sections)
         if grey is not None:
             if grey:  # where nothing is written, all is 0
-                self.write(block, context, empty_codes(block, grey, context.volume.spec.dtype))
+                finish(self.write(block, context, empty_codes(block, grey, context.volume.spec.dtype)))
             return {"state": SKIPPED}
-        batch = context.predictor.batch
+        batch, step = context.predictor.batch, Codes(context.volume.spec.dtype).step
         codes = self.codes(context, block, sections)
-        self.write(block, context, codes)
+        written = self.write(block, context, codes)
         p99, mean = statistics(codes[1])
-        step = Codes(str(codes.dtype)).step
+        known = {"p99": p99 * step, "mean": mean * step, "checksum": checksum(codes)}
+        finish(written)
         lowered = context.predictor.batch if context.predictor.batch < batch else None
         state = BRIDGED if context.plan.bridged(block) else DONE
-        known = {"p99": p99 * step, "mean": mean * step, "checksum": checksum(codes)}
         return {"state": state, "batch": lowered, **known}
 
     def codes(self, context: Context, block: Block, sections: NDArray[Any]) -> NDArray[Any]:
         """[2, z, y, x] of ``block.write``, as stored. sections: greys of ``block.read``."""
         return context.predict(block.index, sections)
 
-    def write(self, block: Block, context: Context, codes: NDArray[Any]) -> None:
-        check_output(self.job)
-        write_block(Path(self.job.out), block.write.shift(context.plan.offset), codes)
+    def write(self, block: Block, context: Context, codes: NDArray[Any]) -> Future[None]:
+        """Starts to; on disk when :func:`finish` returns."""
+        context.check_output()
+        return write_units(context.target, block.write.shift(context.plan.offset), codes)
 
 
 def statistics(codes: NDArray[Any]) -> tuple[float, float]:
     """99th percentile (the smallest value that 99 % do not exceed) and mean of uncertainty codes."""
     if codes.dtype == np.float32:
         return float(np.percentile(codes, 99, method="inverted_cdf")), float(codes.mean(dtype=np.float64))
-    # Codes of whole numbers, 0 and above: counting them is many times faster than sorting.
+    import torch
+
+    # Codes of whole numbers, 0 and above: counting them is many times faster than sorting. Torch does not hold the
+    # interpreter meanwhile, as numpy does.
     counts = np.zeros(np.iinfo(codes.dtype).max + 1, np.int64)
-    for start in range(0, len(codes), 16):
-        values = np.ascontiguousarray(codes[start : start + 16]).ravel()
-        if codes.dtype == np.uint8 and values.size % 2 == 0:  # two at a time
-            pairs = np.bincount(values.view(np.uint16), minlength=1 << 16).reshape(256, 256)
-            counts += pairs.sum(axis=0) + pairs.sum(axis=1)
-        else:
-            counts += np.bincount(values, minlength=len(counts))
+    for planes in np.array_split(codes, range(16, len(codes), 16)):
+        values = np.ascontiguousarray(planes, np.uint8 if codes.dtype == np.uint8 else np.int32)
+        counts += torch.bincount(torch.from_numpy(values).ravel(), minlength=len(counts)).numpy()
     p99 = int(np.searchsorted(np.cumsum(counts), 0.99 * codes.size))
     return float(p99), float(counts @ np.arange(len(counts)) / codes.size)
 
@@ -163,13 +181,6 @@ def check_software(driver: dict[str, str]) -> None:
     ]
     if unlike:
         raise ClusterError(f"the worker on {platform.node()} has {'; '.join(unlike)}; give both the same environment")
-
-
-def check_output(job: Job) -> None:
-    """Raises ConfigError where the output has been replaced: workers of a scheduler go on after their driver's end."""
-    found = read_attributes(Path(job.out)).get("emdvol", {}).get("fingerprint")
-    if found is not None and (unlike := differences(found, job.fingerprint())):
-        raise ConfigError(f"{job.out} belongs to another run by now: {'; '.join(unlike)}; nothing was written")
 
 
 def context_for(job: Job, permits: int = 1, threads: int | None = None) -> Context:

@@ -18,11 +18,6 @@ from emdiffuse_vol.stores.image import coarsen, finish, open_array, write_units
 from emdiffuse_vol.stores.kvstore import reason
 
 
-def write_block(image: Path, box: Box, values: NDArray[Any]) -> None:
-    """values: [c, z, y, x] for ``box`` of level 0. Raises OutputError when it cannot be written."""
-    finish(write_units(open_array(str(image), 0, "w"), box, values))
-
-
 def build_block(image: Path, level: int, box: Box) -> NDArray[Any]:
     """Compute ``box`` of a level from the level above it, and write it. Returns its voxels."""
     values = coarsen(open_array(str(image), level - 1), box)

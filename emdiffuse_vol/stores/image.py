@@ -102,7 +102,8 @@ def open_array(
 
 
 def write_units(array: ts.TensorStore, box: Box, block: NDArray[Any]) -> ts.Future[None]:
-    """Start writing a block [(c,) z, y, x] to whole stored units; on disk, fsynced, when the future is done.
+    """Start writing a block [(c,) z, y, x] to whole stored units; on disk, fsynced, when the future is done. Until
+    then the block must not change.
 
     array: of ``open_array(..., "w")``. box: starts at a unit's start and ends at a unit's end or at the volume's face,
     where the block is padded with zeros. Raises GeometryError when it does not; see :func:`finish` for write errors.
@@ -120,6 +121,7 @@ def write_units(array: ts.TensorStore, box: Box, block: NDArray[Any]) -> ts.Futu
     padding = [(0, 0)] * (block.ndim - 3) + [(0, s - b) for s, b in zip(stop, box.stop, strict=True)]
     whole = np.pad(block, padding) if any(b for _, b in padding) else block
     region: Any = (..., *(slice(a, s) for a, s in zip(box.start, stop, strict=True)))
+    # Not with can_reference_source_data_indefinitely: tensorstore 0.1.86 then stores zeros for some shapes of chunks.
     return array[region].write(np.ascontiguousarray(whole)).commit
 
 

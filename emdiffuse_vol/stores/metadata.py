@@ -7,6 +7,7 @@ the new.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ def read_attributes(group: Path) -> dict[str, Any]:
         return {}
     attributes = content.get("attributes", {}) if isinstance(content, dict) else {}
     return attributes if isinstance(attributes, dict) else {}
+
+
+def stamp(group: Path) -> tuple[int, ...]:
+    """Another one when the attributes may have changed, without reading them; empty where there is no group."""
+    try:
+        with (group / "zarr.json").open("rb") as file:  # opened, so that network file systems look again
+            found = os.fstat(file.fileno())
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def write_attributes(group: Path, attributes: dict[str, Any]) -> None:
