@@ -339,7 +339,8 @@ def test_a_scheduler_that_does_not_answer_is_named(place: Path, monkeypatch: pyt
             r"the worker at \S+ has emdiffuse_vol 0.0, the driver \S+; give both the same environment",
         ),
         (
-            "import tensorstore; tensorstore.__version__ = '0.0'",
+            "import importlib.metadata as m; of = m.version; "
+            "m.version = lambda name: '0.0' if name == 'tensorstore' else of(name)",
             r"the worker on \S+ has tensorstore 0.0, the driver \S+;",
         ),
         (

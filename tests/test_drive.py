@@ -309,6 +309,25 @@ def test_what_ends_in_the_grace_after_a_signal_is_recorded(out: Path, executor: 
     assert state(out).count(DONE) == len(work.calls) == 1 + AHEAD
 
 
+def test_sealing_waits_for_a_full_disk_as_blocks_do(
+    out: Path, executor: LocalExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal, full = Output.seal, [OutputError("disk full"), OSError("disk full")]
+
+    def sealed(output: Output) -> None:
+        if full:
+            raise full.pop()
+        seal(output)
+
+    monkeypatch.setattr(Output, "seal", sealed)
+    complete(monkeypatch, out, executor, Toy(Work()))
+    assert Output(out).sealed and len(events(out, "waiting")) == 2
+    monkeypatch.setattr(policy, "PLACE_PATIENCE", 0.1)
+    full += [OutputError("disk full")] * 99
+    with pytest.raises(OutputError, match="disk full; mend that, and the same command continues"):
+        complete(monkeypatch, out, executor, Toy(Work()))
+
+
 def test_a_process_whose_time_is_up_stops_the_run(out: Path, executor: LocalExecutor) -> None:
     work = Work({5: Always([OutOfTime("9 s are left, and a block takes 10 s")])})
     with pytest.raises(Stopped, match="stopped by the walltime"):

@@ -14,11 +14,13 @@ from faults import KINDS, Bench, attempt
 from volumes import file_hashes, small_request
 
 from emdiffuse_vol.errors import ConfigError, OutputError
-from emdiffuse_vol.reconstruct.ledger import DONE, Ledger, Receipt
+from emdiffuse_vol.reconstruct.engine import work
+from emdiffuse_vol.reconstruct.ledger import ALL, DONE, Ledger, Receipt
 from emdiffuse_vol.reconstruct.output import Output
 from emdiffuse_vol.reconstruct.presence import Announcer, Presence, announced, drivers
 from emdiffuse_vol.reconstruct.run import prepare
 from emdiffuse_vol.reconstruct.worker import BlockTask
+from emdiffuse_vol.stores.metadata import read_attributes, write_attributes
 
 # A kind and a seed decide all that happens in a trial.
 TRIALS = [(kind, 0) for kind in KINDS]
@@ -88,6 +90,29 @@ def test_a_worker_that_outlives_its_run_writes_nothing_in_the_output_of_another(
     with pytest.raises(ConfigError, match="belongs to another run by now: seed is 1 there, 0 here"):
         task(1)
     assert list(file_hashes(request.out)) == ["0/zarr.json"]
+
+
+@pytest.mark.parametrize("name", ["torch", "numpy", "tensorstore"])
+def test_an_output_begun_with_other_software_is_not_continued(tmp_path: Path, name: str) -> None:
+    request = small_request(tmp_path / "in", out=str(tmp_path / "out.zarr"))
+    output, prepared = Output(Path(request.out)), prepare(request)
+    output.open_or_create(prepared, False)
+    output.open_or_create(prepared, False)  # the same software goes on
+    attributes = read_attributes(output.path)
+    attributes["emdvol"]["provenance"]["software"][name] = "0.1"
+    write_attributes(output.path, attributes)
+    for continued in (
+        lambda: output.open_or_create(prepared, False),
+        lambda: work(output.path, 1, ALL, False, lambda progress: None),
+    ):
+        with pytest.raises(OutputError, match=rf"{name} is 0.1 there, \S+ here; use the same"):
+            continued()
+    output.open_or_create(prepared, True)  # replaced
+    output.check_software()
+    output.seal()
+    attributes["emdvol"]["sealed"] = True
+    write_attributes(output.path, attributes)
+    output.open_or_create(prepared, False)  # nothing is left to compute
 
 
 def test_an_output_that_is_being_made_is_not_replaced(tmp_path: Path) -> None:

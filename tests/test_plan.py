@@ -19,12 +19,14 @@ from click.testing import CliRunner
 from volumes import run, small_request, smooth_volume, write_weights
 
 from emdiffuse_vol.cli.main import main
+from emdiffuse_vol.cli.numbers import reading
 from emdiffuse_vol.geometry.boxes import Box, ceil_div
 from emdiffuse_vol.geometry.tiles import Tiling
 from emdiffuse_vol.modes import isotropic_mode
 from emdiffuse_vol.reconstruct import estimate
 from emdiffuse_vol.reconstruct.estimate import Idle, ImaginedVolume, Speed, totals, traffic
 from emdiffuse_vol.reconstruct.greys import GreyMap
+from emdiffuse_vol.reconstruct.output import Output
 from emdiffuse_vol.reconstruct.plan import Plan, plan_blocks
 from emdiffuse_vol.reconstruct.predict import Tile, predict_block
 from emdiffuse_vol.reconstruct.run import prepare
@@ -120,7 +122,9 @@ def test_tiles_are_those_the_network_is_given(plan: Plan, spec: VolumeSpec) -> N
 
 @each_plan
 def test_overlap_is_that_of_every_block(plan: Plan, spec: VolumeSpec) -> None:
-    assert traffic(plan, spec)["overlap_work"] == pytest.approx(plan.overlap(most=len(plan)) - 1)
+    tiles = sum(1 for index in range(len(plan)) for _ in plan.tiling.tiles_for(plan.write_box(index)))
+    overlap = tiles * prod(plan.tiling.shape) / plan.region.size - 1
+    assert traffic(plan, spec)["overlap_work"] == pytest.approx(overlap)
 
 
 def test_files_bytes_and_ledger_are_those_on_disk(tmp_path: Path) -> None:
@@ -151,6 +155,19 @@ def test_voxels_asked_for_are_those_that_a_run_reads(tmp_path: Path, monkeypatch
     read.clear()
     run(request)
     assert sum(read) - before_blocks == said["read_bytes"]
+
+
+def test_a_run_tells_what_it_read_of_its_input(tmp_path: Path) -> None:
+    request = small_request(tmp_path / "run", roi="2:13,5:60,0:90")
+    said = prepare(request).summary()
+    stored = sum(f.stat().st_size for f in Path(request.input, "0").rglob("*") if f.is_file() and f.name != "zarr.json")
+    run(request)
+    output = Output(Path(request.out))
+    end = output.events()[-1]
+    assert end["event"] == "end" and end["needed_bytes"] == said["input_bytes"]
+    assert 0.5 * stored < end["read_bytes"]
+    assert end["read_amplification"] == pytest.approx(end["read_bytes"] / end["needed_bytes"], abs=1e-3)
+    assert f"{end['read_amplification']:.2f} times" in reading(end)
 
 
 def test_counting_does_not_grow_with_the_number_of_blocks() -> None:

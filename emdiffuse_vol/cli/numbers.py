@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 def times(numbers: Iterable[int]) -> str:
@@ -20,3 +21,13 @@ def amount(count: float) -> str:
     while count >= 999.5 and len(units) > 1:
         count, units = count / 1000, units[1:]
     return f"{count:.3g} {units[0]}"
+
+
+def reading(ended: dict[str, Any]) -> str:
+    """What a run has read of its input, from its last event; empty where that is not known."""
+    if "read_bytes" not in ended:
+        return ""
+    return (
+        f" It read {amount(ended['read_bytes'])} as stored, {ended['read_amplification']:.2f} times "
+        f"the {amount(ended['needed_bytes'])} of input voxels that it needed."
+    )

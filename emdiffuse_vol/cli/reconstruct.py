@@ -36,6 +36,7 @@ def command(config: str | None, dry_run: bool, as_json: bool, retry_failed: bool
 
 
 def _run(request: Any, retry_failed: bool) -> None:
+    from emdiffuse_vol.cli.numbers import reading
     from emdiffuse_vol.cli.progress import progress_bars
     from emdiffuse_vol.reconstruct.run import NONE, executor_of, reconstruct
 
@@ -44,4 +45,4 @@ def _run(request: Any, retry_failed: bool) -> None:
     if executor_of(request) == NONE and not output.sealed:
         click.echo(f"{output.path} is ready for `emdvol work {output.path} --shard $SLURM_ARRAY_TASK_ID/N`.")
     else:
-        click.echo(f"{output.path} is complete.")
+        click.echo(f"{output.path} is complete.{reading(output.ended)}")

@@ -33,10 +33,12 @@ def command(output: Path, shard: tuple[int, int], workers: int, retry_failed: bo
     Any number of workers may run, at any time, beside each other and beside `emdvol reconstruct`. Ends with status 75
     where its time was up: run it again (scontrol requeue) and it goes on.
     """
+    from emdiffuse_vol.cli.numbers import reading
     from emdiffuse_vol.cli.progress import progress_bars
     from emdiffuse_vol.reconstruct.engine import work
 
     with progress_bars() as notify:
         done = work(output, workers, shard, retry_failed, notify)
     part, parts = shard
-    click.echo(f"{done.path} is complete." if done.sealed else f"Part {part}/{parts} of {done.path} is complete.")
+    what = f"{done.path}" if done.sealed else f"Part {part}/{parts} of {done.path}"
+    click.echo(f"{what} is complete.{reading(done.ended)}")

@@ -72,6 +72,20 @@ class Halt:
                 signal.signal(number, handler)
 
 
+def patiently(work: Callable[[], None], halt: Halt, log: Log) -> None:
+    """Try again what the place does not let us do, as with blocks. Raises OutputError after PLACE_PATIENCE."""
+    pause, until = FIRST_PAUSE, time.monotonic() + PLACE_PATIENCE
+    while True:
+        try:
+            return work()
+        except (OutputError, OSError) as error:
+            if halt.reason is not None or time.monotonic() > until:
+                raise OutputError(f"{error}; mend that, and the same command continues") from error
+            log("waiting", error=str(error))
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
 @dataclass
 class Drive:
     """One stage of a run. ``make_task(expected)``: the task, told how many seconds a block takes; ``numbers``: blocks

@@ -14,10 +14,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from emdiffuse_vol.errors import BlockError, ConfigError, Stopped
 from emdiffuse_vol.executors import Executor, Task
 from emdiffuse_vol.geometry.boxes import Box, Triple, ceil_div
-from emdiffuse_vol.reconstruct.drive import Drive, Halt
+from emdiffuse_vol.reconstruct.drive import Drive, Halt, patiently
 from emdiffuse_vol.reconstruct.job import Job
 from emdiffuse_vol.reconstruct.ledger import ALL, FAILED, FINISHED, Ledger, Receipt, Share
 from emdiffuse_vol.reconstruct.output import Output
@@ -151,7 +153,7 @@ def complete(
     run (see ``drive``).
     """
     others = sum(driver.live for driver in drivers(output.path))
-    halt, previous = Halt(), None
+    halt, previous, facts = Halt(), None, {}
     with announced(output.path, kind, f"{share[0]}/{share[1]}", executor.link) as announcer, halt.on_signals():
         output.log("run", executor=kind, share=share, link=executor.link)
         for stage in stages(output, job, executor.permits, executor.threads):
@@ -183,9 +185,23 @@ def complete(
             )
             ledger.refresh()
             _check(stage, ledger, part, retry_failed, drive.said)
+            if previous is None and teller.read_bytes:
+                facts = _reading(job, teller.voxels, teller.read_bytes)
             previous = ledger
         if previous is not None and previous.complete:
-            output.seal()
+            patiently(output.seal, halt, output.log)
+        output.end(facts)
+
+
+def _reading(job: Job, voxels: int, read_bytes: int) -> dict[str, Any]:
+    """read_bytes: of the input, as stored, while ``voxels`` of the output were made. They are compared with what those
+    needed: voxels of the input, each counted once, uncompressed; of a part of the output, in proportion."""
+    from emdiffuse_vol.reconstruct.estimate import totals
+
+    itemsize = np.dtype(job.input_identity["dtype"]).itemsize
+    needed = totals(job.plan, None).needed * itemsize * voxels / job.plan.region.size
+    amplification = round(read_bytes / needed, 3)
+    return {"read_bytes": read_bytes, "needed_bytes": round(needed), "read_amplification": amplification}
 
 
 def _what(stage: Stage, previous: Ledger | None, share: Share) -> tuple[Share, Callable[[int], bool] | None]:
@@ -250,6 +266,7 @@ def work(path: Path, workers: int, share: Share, retry_failed: bool, notify: Not
     output = Output(path)
     job = output.job()
     if not output.sealed:
+        output.check_software()
         from emdiffuse_vol.executors.local import LocalExecutor
 
         executor = LocalExecutor(workers)

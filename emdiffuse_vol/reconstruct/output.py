@@ -29,6 +29,7 @@ from emdiffuse_vol.reconstruct.job import Job, differences
 from emdiffuse_vol.reconstruct.ledger import Ledger
 from emdiffuse_vol.reconstruct.presence import drivers
 from emdiffuse_vol.reconstruct.resources import check_resources
+from emdiffuse_vol.reconstruct.software import software
 from emdiffuse_vol.stores.convert import swap
 from emdiffuse_vol.stores.image import create_image
 from emdiffuse_vol.stores.metadata import read_attributes, write_attributes
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 class Output:
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.ended: dict[str, Any] = {}  # what was told of this process's work at its end
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -65,6 +67,19 @@ class Output:
             )
         return replace(Job.of(found), out=str(self.path.absolute()))
 
+    def check_software(self) -> None:
+        """Raises OutputError where other versions than ours have begun it: the rest could differ in its last bits."""
+        if unlike := self._other_software():
+            raise OutputError(f"{self.path} was begun with other software: {'; '.join(unlike)}; use the same to go on")
+
+    def _other_software(self) -> list[str]:
+        """How ours is unlike what has begun an output; of a sealed one, for which nothing is computed, no matter."""
+        found, ours = self.attributes, software()
+        if found.get("sealed"):
+            return []
+        begun = found.get("provenance", {}).get("software", {})
+        return differences({name: begun.get(name) for name in ours}, ours)
+
     def level_shapes(self) -> list[Triple]:
         return pyramid_shapes(tuple(self.attributes["geometry"]["shape"]))
 
@@ -81,7 +96,7 @@ class Output:
         found = self.attributes.get("fingerprint")
         if found is None:
             raise OutputError(f"{self.path} exists and is no output of emdvol reconstruct; choose another --out")
-        unlike = differences(found, job.fingerprint())
+        unlike = differences(found, job.fingerprint()) or self._other_software()
         if unlike and not overwrite:
             raise OutputError(
                 f"{self.path} belongs to another run: {'; '.join(unlike)}; "
@@ -156,6 +171,11 @@ class Output:
                     found.append(json.loads(line))
         return found
 
+    def end(self, facts: dict[str, Any]) -> None:
+        """This process has done its part."""
+        self.ended = facts
+        self.log("end", **facts)
+
     def seal(self, sealed: bool = True) -> None:
         attributes = read_attributes(self.path)
         attributes["emdvol"]["sealed"] = sealed
@@ -165,8 +185,6 @@ class Output:
 
 def describe(prepared: Prepared) -> dict[str, Any]:
     """What the output says of itself, completely enough to make it again."""
-    from emdiffuse_vol.reconstruct.worker import software
-
     job, plan, weights = prepared.job, prepared.plan, prepared.weights
     codes = Codes(prepared.volume.spec.dtype)
     return {

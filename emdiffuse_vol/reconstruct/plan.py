@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from itertools import groupby, islice
+from itertools import groupby
 from math import prod
 
 import numpy as np
@@ -87,16 +87,6 @@ class Plan:
         """Whether a block owns planes that lie where sections are damaged."""
         planes = np.arange(block.write.start[0], block.write.stop[0])
         return bool(self.mode.axial.bridged(planes).any())
-
-    def computed_voxels(self, index: int) -> int:
-        """Voxels the network computes for a block, halos and padding included."""
-        return prod(self.tiling.shape) * sum(1 for _ in self.tiling.tiles_for(self.write_box(index)))
-
-    def overlap(self, most: int = 512) -> float:
-        """Computed voxels per written voxel, over all blocks or ``most`` evenly spread ones."""
-        step = ceil_div(len(self), most)
-        sample = list(islice(range(0, len(self), step), most))
-        return sum(map(self.computed_voxels, sample)) / sum(self.write_box(i).size for i in sample)
 
 
 def default_shard(shape: Triple) -> Triple:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse_vol import __version__
 from emdiffuse_vol.errors import ClusterError, ConfigError
 from emdiffuse_vol.executors import AHEAD
 from emdiffuse_vol.executors.local import THREAD
@@ -32,6 +31,7 @@ from emdiffuse_vol.reconstruct.job import Job, differences
 from emdiffuse_vol.reconstruct.ledger import BRIDGED, DONE, SKIPPED, Receipt, checksum
 from emdiffuse_vol.reconstruct.plan import Block, Plan
 from emdiffuse_vol.reconstruct.predict import Device, Predictor, Sampling, build_predictor, predict_block
+from emdiffuse_vol.reconstruct.software import software
 from emdiffuse_vol.reconstruct.source import open_input
 from emdiffuse_vol.stores.image import finish, open_array, write_units
 from emdiffuse_vol.stores.kvstore import bytes_read
@@ -40,19 +40,6 @@ from emdiffuse_vol.stores.volume import Volume, read_mirrored
 
 if TYPE_CHECKING:
     from tensorstore import Future, TensorStore
-
-
-def software() -> dict[str, str]:
-    """What decides the bits, besides the job."""
-    import tensorstore
-    import torch
-
-    return {
-        "emdiffuse_vol": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "tensorstore": getattr(tensorstore, "__version__", "unknown"),
-    }
 
 
 @dataclass
