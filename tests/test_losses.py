@@ -8,8 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from emdiffuse_vol.diffusion.losses import fair_crps_pair, multiscale_crps, squared_error_ratio
+from emdiffuse_vol.diffusion.losses import (
+    difficulty_weighted,
+    energy_score,
+    epsilon_error,
+    fair_crps_pair,
+    multiscale_crps,
+    squared_error_ratio,
+)
 
+G = torch.Generator()
 laws = st.lists(st.integers(-9, 9), min_size=4, max_size=4)
 
 
@@ -83,3 +91,52 @@ def test_linear_interpolation_scores_one_on_any_scale() -> None:
 def test_error_ratio_is_finite_where_interpolation_is_perfect() -> None:
     truth = torch.zeros(8)
     assert squared_error_ratio(truth + 0.1, truth, truth, floor=1e-4) == pytest.approx(100)
+
+
+def test_a_weight_leaves_out_what_was_not_measured() -> None:
+    mean, truth, plain = (torch.randn(2, 1, 4, 8, 8, generator=G.manual_seed(k)) for k in range(3))
+    weight = torch.zeros(1, 1, 1, 8, 1)
+    weight[..., ::4, :] = 1
+    rows = [x[..., ::4, :] for x in (mean, truth, plain)]
+    assert squared_error_ratio(mean, truth, plain, weight) == pytest.approx(float(squared_error_ratio(*rows)), rel=1e-5)
+    assert fair_crps_pair(mean, plain, truth, weight) == pytest.approx(
+        float(fair_crps_pair(rows[0], rows[2], rows[1])), rel=1e-5
+    )
+    # One measured row in each cell of 4 x 4: the mean of a cell is that of its row.
+    pooled = [torch.nn.functional.avg_pool3d(x, (1, 1, 4)) for x in (rows[0], rows[2], rows[1])]
+    both = fair_crps_pair(rows[0], rows[2], rows[1]) + fair_crps_pair(*pooled)
+    assert multiscale_crps(mean, plain, truth, weight=weight) == pytest.approx(float(both), rel=1e-4)
+    ones = torch.ones_like(truth)
+    assert multiscale_crps(mean, plain, truth, weight=ones) == pytest.approx(
+        float(multiscale_crps(mean, plain, truth)), rel=1e-5
+    )
+
+
+def test_energy_score_is_its_formula_and_prefers_the_true_distribution() -> None:
+    first, second, truth = (torch.randn(5, 3, 4, generator=G.manual_seed(k)) for k in range(3))
+
+    def norm(x: torch.Tensor) -> torch.Tensor:
+        return (x.reshape(5, -1) ** 2).sum(1).sqrt() / 12**0.5
+
+    expected = (norm(first - truth) + norm(second - truth)) / 2 - norm(first - second) / 2
+    assert energy_score(first, second, truth) == pytest.approx(float(expected.mean()), rel=1e-5)
+    # The truth varies as a whole; members that vary voxel by voxel have the same marginals and a worse score.
+    shape = (4000, 16)
+    together = [torch.randn(4000, 1, generator=G.manual_seed(k)).expand(shape) for k in range(3)]
+    apart = [torch.randn(shape, generator=G.manual_seed(k)) for k in (7, 8)]
+    assert energy_score(*together) < energy_score(*apart, together[2]) - 0.02
+
+
+def test_difficulty_weighting_is_the_papers_formula_with_its_minimum_at_the_error() -> None:
+    estimate, noise = (torch.randn(3, 1, 5, 5, generator=G.manual_seed(k)) for k in range(2))
+    phi = torch.rand(3, 1, 5, 5, generator=G.manual_seed(3)) + 0.5
+    expected = ((noise - estimate) ** 2 / (2 * phi**2) + phi.log()).mean()
+    assert difficulty_weighted(estimate, noise, phi.log()) == pytest.approx(float(expected), rel=1e-5)
+    best = (estimate - noise).abs().log()
+    for other in (best + 0.1, best - 0.1):
+        assert difficulty_weighted(estimate, noise, best) < difficulty_weighted(estimate, noise, other)
+
+
+def test_epsilon_error_is_the_mean_square() -> None:
+    estimate, noise = (torch.randn(3, 1, 5, 5, generator=G.manual_seed(k)) for k in range(2))
+    assert epsilon_error(estimate, noise) == pytest.approx(float(((estimate - noise) ** 2).mean()), rel=1e-6)

@@ -24,6 +24,7 @@ COMMANDS = {
     "info": "Print shape, voxel size, greys and factor of a volume.",
     "sample": "Write a procedural EM-like volume of any size.",
     "models": "List, show, import and check weights.",
+    "train": "Train a network on volumes or pairs of your own.",
     "evaluate": "Score a reconstruction against a truth volume.",
 }
 

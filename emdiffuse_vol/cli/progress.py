@@ -1,4 +1,4 @@
-"""Progress bars of a run, one for each stage."""
+"""Progress bars: of a run, one for each stage, and of training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emdiffuse_vol.reconstruct.engine import Progress
+    from emdiffuse_vol.training.fit import Run
 
 
 @contextmanager
@@ -40,5 +41,37 @@ def progress_bars() -> Iterator[Callable[[Progress], None]]:
             speed = f"{progress.voxels / elapsed / 1e6:.2f} Mvoxel/s" if elapsed and progress.voxels else ""
             speed += f" on {progress.workers} workers" if progress.workers != 1 else ""
             bars.update(task, completed=progress.done, speed=speed)
+
+        yield notify
+
+
+@contextmanager
+def training_bar() -> Iterator[Callable[[Run, dict[str, float]], None]]:
+    """Steps done, and the loss averaged over about the last fifty. Silent but on the first of several processes."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns) as bars:
+        smooth: dict[str, float] = {}
+        task = bars.add_task("", total=None, loss="", start=False)
+
+        def notify(run: Run, row: dict[str, float]) -> None:
+            if run.ranks.rank:
+                return
+            if not bars.tasks[0].started:
+                bars.start_task(task)
+            for name in row.keys() - {"step", "rate", "norm", "seconds"}:
+                smooth[name] = smooth.get(name, row[name]) * 0.98 + row[name] * 0.02
+            loss = ", ".join(f"{name} {value:.3f}" for name, value in sorted(smooth.items()))
+            bars.update(task, total=run.steps, completed=run.step, loss=loss)
 
         yield notify

@@ -14,6 +14,7 @@ from emdiffuse_vol.cli.plan import print_plan
 @click.argument("input", required=False)
 @click.option("--out", help="Output OME-Zarr; run the same command again to continue it.")
 @settings_options
+@click.option("--adapt", metavar="TIME", help="First adapt the weights to INPUT for so long: 90s, 10m, 1h.")
 @click.option("--executor", help="local, dask, scheduler, slurm, or none.  [default: local]")
 @click.option("--workers", type=int, help="Networks that run at once.  [default: 1, or one per GPU with dask]")
 @click.option("--scheduler", metavar="ADDRESS", help="Workers of a dask scheduler that runs: tcp://host:8786.")
@@ -37,9 +38,14 @@ def command(config: str | None, dry_run: bool, as_json: bool, retry_failed: bool
 
 def _run(request: Any, retry_failed: bool) -> None:
     from emdiffuse_vol.cli.numbers import reading
-    from emdiffuse_vol.cli.progress import progress_bars
+    from emdiffuse_vol.cli.progress import progress_bars, training_bar
     from emdiffuse_vol.reconstruct.run import NONE, executor_of, reconstruct
 
+    if request.adapt is not None:
+        from emdiffuse_vol.training.adapt import adapted
+
+        with training_bar() as notify:
+            request = adapted(request, notify)
     with progress_bars() as notify:
         output = reconstruct(request, notify, retry_failed=retry_failed)
     if executor_of(request) == NONE and not output.sealed:

@@ -1,32 +1,54 @@
 """Configuration files: JSON to the frozen dataclasses of the layers below. The only place that reads config.
 
-Convention: a file holds some of the keys of ``reconstruct.job.Request``; flags of the command line override it.
-Unknown keys and values of a wrong type are refused with their path.
+Convention: a file holds some of the keys of ``reconstruct.job.Request``, or of ``training.train.Request``; flags of the
+command line override it. Unknown keys and values of a wrong type are refused with their path.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from emdiffuse_vol.errors import ConfigError
-from emdiffuse_vol.executors.slurm import Slurm
 from emdiffuse_vol.reconstruct.job import Request
+
+if TYPE_CHECKING:
+    from emdiffuse_vol.training.train import Request as TrainRequest
+
+T = TypeVar("T")
 
 
 def load_request(file: str | None, flags: dict[str, Any]) -> Request:
     """Settings of a JSON file (or none), overridden by ``flags``, whose None values mean "not given"."""
-    from pydantic import TypeAdapter, ValidationError
-
     settings = read_json(file) if file else {}
     settings |= {key: value for key, value in flags.items() if value is not None}
     if isinstance(settings.get("cluster"), str):  # a file of its own, or an object inside this one
         settings["cluster"] = read_json(settings["cluster"])
+    return _validated(Request, settings)
+
+
+def load_training(file: str, flags: dict[str, Any]) -> TrainRequest:
+    """Settings of a JSON file, overridden by ``flags``: those of ``fit`` are flags too. Relative paths of data are
+    relative to the current folder, as on a command line."""
+    from emdiffuse_vol.training.train import Request as TrainRequest
+
+    settings = read_json(file)
+    given = {key: value for key, value in flags.items() if value is not None}
+    of_fit = {key: given.pop(key) for key in ("steps", "minutes", "seed") if key in given}
+    settings |= given
+    if of_fit:
+        settings["fit"] = {**settings.get("fit", {}), **of_fit}
+    return _validated(TrainRequest, settings)
+
+
+def _validated(kind: type[T], settings: dict[str, Any]) -> T:
+    from pydantic import TypeAdapter, ValidationError
+
     try:
-        return TypeAdapter(Request).validate_python(settings)
+        return TypeAdapter(kind).validate_python(settings)
     except ValidationError as error:
-        raise ConfigError("; ".join(_phrase(e) for e in error.errors())) from None
+        raise ConfigError("; ".join(_phrase(kind, e) for e in error.errors())) from None
 
 
 def read_json(file: str) -> dict[str, Any]:
@@ -41,14 +63,22 @@ def read_json(file: str) -> dict[str, Any]:
     return settings
 
 
-def _phrase(error: Any) -> str:
+def _phrase(kind: type[Any], error: Any) -> str:
     path = ".".join(map(str, error["loc"]))
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        from dataclasses import fields
-
-        inside = error["loc"][0] == "cluster" and len(error["loc"]) > 1
-        known = ", ".join(field.name for field in fields(Slurm if inside else Request))
+        known = ", ".join(_known(kind, error["loc"][:-1]))
         return f"setting {path!r} is unknown; known: {known}"
     if error["type"] in ("missing", "missing_argument"):
         return f"setting {path!r} is missing; give it as a flag or in the configuration file"
     return f"setting {path!r}: {error['msg']}, found {error['input']!r}"
+
+
+def _known(kind: Any, path: tuple[str | int, ...]) -> list[str]:
+    """Names of the settings at a place inside nested dataclasses."""
+    from dataclasses import fields, is_dataclass
+
+    for name in path:
+        if isinstance(name, str):
+            inside = get_type_hints(kind)[name]
+            kind = next((part for part in (inside, *get_args(inside)) if is_dataclass(part)), kind)
+    return [field.name for field in fields(kind)]

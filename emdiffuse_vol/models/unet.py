@@ -111,9 +111,10 @@ class Stage(nn.ModuleList):
 
 
 class UNet(nn.Module):
-    """``in_channels`` counts the condition and the noisy plane; ``slices`` adds the embedding of the slice index."""
+    """``in_channels`` counts the condition and the noisy plane; ``slices`` adds the embedding of the slice index;
+    ``difficulty`` a second head for training, the logarithm of how hard each pixel is (released files have none)."""
 
-    def __init__(self, in_channels: int, slices: bool) -> None:
+    def __init__(self, in_channels: int, slices: bool, difficulty: bool = False) -> None:
         super().__init__()
         embed = 2 * EMBED if slices else EMBED
         last = len(WIDTHS) - 1
@@ -142,9 +143,17 @@ class UNet(nn.Module):
                     stage.append(ResBlock(channels, channels, embed, _double))
                 self.output_blocks.append(stage)
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), _conv(channels, 1))
+        self.out_difficulty: nn.Sequential | None = None
+        if difficulty:
+            self.out_difficulty = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), _conv(channels, 1))
 
     def forward(self, x: Tensor, gamma: Tensor, index: Tensor | None = None) -> Tensor:
         """x: [n, in_channels, y, x], gamma: [n], index: [n] for ``slices`` only -> noise [n, 1, y, x]."""
+        noise: Tensor = self.out(self.features(x, gamma, index))
+        return noise
+
+    def features(self, x: Tensor, gamma: Tensor, index: Tensor | None = None) -> Tensor:
+        """What the heads see: [n, 32, y, x]."""
         if x.shape[-2] % STRIDE or x.shape[-1] % STRIDE:
             raise GeometryError(f"tile of {tuple(x.shape[-2:])} pixels; the U-Net needs multiples of {STRIDE}")
         if (index is None) != (self.channel_embed is None):
@@ -159,5 +168,4 @@ class UNet(nn.Module):
         x = self.middle_block(x, embedding)
         for stage in self.output_blocks:
             x = stage(torch.cat([x, skips.pop()], dim=1), embedding)
-        noise: Tensor = self.out(x)
-        return noise
+        return x

@@ -25,7 +25,8 @@ from emdiffuse_vol.reconstruct.plan import Plan, plan_blocks
 
 @dataclass(frozen=True)
 class Request:
-    """Keys of the JSON configuration; each is a flag of ``emdvol reconstruct``. Sizes are z, y, x."""
+    """Keys of the JSON configuration; each is a flag of ``emdvol reconstruct``. Sizes are z, y, x. ``adapt`` is the
+    time to spend on adapting the weights to the input before anything else (see ``training.adapt``)."""
 
     # Unknown keys in a configuration file are refused (read by pydantic in ``config``).
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -34,6 +35,7 @@ class Request:
     out: str
     mode: str = "vEMDiffuse-a"
     weights: str = "vemdiffuse-slab"
+    adapt: str | None = None
     factor: str | int | float | None = None
     target_voxel_size: float | None = None
     voxel_size: tuple[float, float, float] | None = None

@@ -1,71 +1,105 @@
 """Calibration: one scale per gap that makes the spread honest.
 
 Convention: mean +- 1.645 * scale * spread is to hold the truth in 90 % of the predicted voxels. The scale is the 90th
-percentile of |error| / (1.645 * spread) on a part of a volume that no weight was trained on, and the coverage is
-measured on another such part. Both go through the engine a user runs, stored codes included.
+percentile of |error| / (1.645 * spread) on a part of the data that no weight was trained on, and the coverage is
+measured on another such part, as is its scatter over whole blocks, since neighbouring voxels are not exchangeable. Both
+go through the engine a user runs, stored codes included. Of an anisotropic stack planes are hidden along y and x, where
+there is truth.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse_vol.geometry.boxes import Box
+from emdiffuse_vol.reconstruct.greys import Codes, GreyMap
 from emdiffuse_vol.reconstruct.lazy import isotropic
+from emdiffuse_vol.training.objectives import orientations
+from emdiffuse_vol.training.volumes import TrainingVolume
 
 LEVEL, QUANTILE = 0.9, 1.645
+BLOCK = 32  # pixels: side of the columns whose coverage is compared
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A part of the data that no weight was trained on, and how its greys were stored."""
+
+    volume: TrainingVolume
+    greys: GreyMap
+    dtype: str
+
+    def halves(self) -> tuple[HeldOut, HeldOut]:
+        """Cut across y: one to fit on, one to measure on."""
+        half = self.volume.greys.shape[1] // 2
+        known = np.broadcast_to(self.volume.known, self.volume.greys.shape)
+        lower, upper = (
+            TrainingVolume(self.volume.greys[:, part], known[:, part], self.volume.axes)
+            for part in (slice(0, half), slice(half, None))
+        )
+        return HeldOut(lower, self.greys, self.dtype), HeldOut(upper, self.greys, self.dtype)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """gap in lateral pixels -> scale, and the coverage it gave elsewhere."""
+    """gap in lateral pixels -> scale, the coverage it gave elsewhere, and the scatter of that over blocks (its standard
+    deviation)."""
 
-    scale: dict[str, float]
-    coverage: dict[str, float]
-    members: int
+    scale: dict[str, float] = field(default_factory=dict)
+    coverage: dict[str, float] = field(default_factory=dict)
+    scatter: dict[str, float] = field(default_factory=dict)
+    members: int = 4
 
 
 def calibrate(
     weights: str,
-    volume: NDArray[Any],
-    fit_on: Box,
-    measure_on: Box,
+    fit_on: list[HeldOut],
+    measure_on: list[HeldOut],
     gaps: tuple[int, ...],
     members: int = 4,
     **settings: Any,
 ) -> Calibration:
-    """volume: isotropic greys [z, y, x]; boxes: parts of it that training has not seen; settings: of ``isotropic``."""
-    scale, coverage = {}, {}
+    """settings: of ``isotropic``. Gaps that no part is long enough for are left out."""
+    result = Calibration(members=members)
     settings["members"] = members
     for gap in gaps:
-        error, spread = residuals(weights, volume, fit_on, gap, **settings)
-        ratio = error / (QUANTILE * np.maximum(spread, 1e-6))
-        scale[str(gap)] = round(float(np.quantile(ratio, LEVEL)), 4)
-        error, spread = residuals(weights, volume, measure_on, gap, **settings)
-        coverage[str(gap)] = round(float((error <= QUANTILE * scale[str(gap)] * spread).mean()), 4)
-    return Calibration(scale, coverage, members)
+        first, second = (
+            [r for held in parts for r in residuals(weights, held, gap, **settings)] for parts in (fit_on, measure_on)
+        )
+        if not first or not second:
+            continue
+        ratio = np.concatenate([error / (QUANTILE * np.maximum(spread, 1e-6)) for error, spread in first])
+        scale = result.scale[str(gap)] = round(float(np.quantile(ratio, LEVEL)), 4)
+        inside = [error <= QUANTILE * scale * spread for error, spread in second]
+        result.coverage[str(gap)] = round(float(np.mean(np.concatenate(inside))), 4)
+        blocks = [b.mean() for part in inside for b in np.array_split(part, max(1, part.size // (BLOCK**2 * gap)))]
+        result.scatter[str(gap)] = round(float(np.std(blocks)), 4)
+    return result
 
 
 def residuals(
-    weights: str, volume: NDArray[Any], box: Box, gap: int, **settings: Any
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Absolute error of the mean and the spread, in greys, on the hidden planes of a box."""
+    weights: str, held: HeldOut, gap: int, **settings: Any
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Absolute error of the mean and the spread, in greys, of the hidden voxels that were measured: flat, and one pair
+    for each axis that planes can be hidden along."""
     import xarray as xr
 
-    sections = volume[::gap]
-    first, last = -(-box.start[0] // gap), (box.stop[0] - 1) // gap
-    roi = Box((first, *box.start[1:]), (last + 1, *box.stop[1:]))
-    result = isotropic(
-        xr.DataArray(sections, dims=("z", "y", "x")),
-        voxel_size=(float(gap), 1.0, 1.0),
-        weights=weights,
-        roi=str(roi),
-        **settings,
-    ).compute(scheduler="synchronous")
-    truth = volume[first * gap : last * gap + 1, *roi.slices()[1:]]
-    hidden = np.arange(truth.shape[0]) % gap != 0
-    error = np.abs(result["mean"].values.astype(np.float32) - truth)[hidden]
-    return error, result["uncertainty"].values[hidden]
+    codes, result = Codes(held.dtype), []
+    for turned in orientations(held.volume, 2 * gap):
+        truth = codes.mean(held.greys.restore(turned.greys))
+        made = isotropic(
+            xr.DataArray(truth[::gap], dims=("z", "y", "x")),
+            voxel_size=(float(gap), 1.0, 1.0),
+            weights=weights,
+            skip_empty=False,
+            **settings,
+        ).compute(scheduler="synchronous")
+        truth = truth[: made.sizes["z"]]
+        hidden = np.arange(len(truth)) % gap != 0
+        known = np.broadcast_to(turned.known, turned.greys.shape)[: len(truth)][hidden] > 0
+        error = np.abs(made["mean"].values.astype(np.float32) - truth)[hidden][known]
+        result.append((error, made["uncertainty"].values[hidden][known]))
+    return result

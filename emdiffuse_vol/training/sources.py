@@ -1,0 +1,231 @@
+"""What a run trains on: stored volumes and registered pairs, as greys in memory.
+
+Convention: a source is a part of a volume: its region of interest without what is held out. A source that is small
+enough is held in memory whole; a larger one is seen through ``CUBES`` cubes that are read anew, one after the other,
+somewhere else. Which cube is where at which step follows from (seed, step) alone. The held-out part is the end of the
+x axis (pairs: of the rows): no voxel of it is read for training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import ceil, prod
+from typing import Any
+
+import numpy as np
+
+from emdiffuse_vol.errors import ConfigError, InputError
+from emdiffuse_vol.geometry.boxes import Box
+from emdiffuse_vol.reconstruct.greys import GreyMap, dtype_greys, measure_greys
+from emdiffuse_vol.reconstruct.run import parse_roi
+from emdiffuse_vol.stores.opening import open_volume
+from emdiffuse_vol.stores.volume import Nanometres, Volume
+from emdiffuse_vol.training.volumes import FloatArray, TrainingVolume, coarse_volume, isotropic_volume, lateral_volume
+
+IN_MEMORY = 2**27  # voxels, 512 MB of float32
+CUBES, CUBE = 4, (192, 192, 192)  # held at a time, of a larger source; voxels of the isotropic grid
+RENEW = 400  # steps that a cube is used for
+FRESH = 10  # places looked at for one that the mask allows
+
+Refill = Callable[[TrainingVolume, int], TrainingVolume]
+
+
+@dataclass(frozen=True)
+class VolumeSource:
+    """An entry of ``volumes`` in the configuration. Sizes are z, y, x in nm; roi and mask are in its voxels."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    path: str
+    weight: float = 1.0
+    voxel_size: Nanometres | None = None
+    level: int = 0
+    channel: int | None = None
+    roi: str | None = None
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """An entry of ``pairs``: two registered images or stacks. For EMDiffuse-r the target is finer by the factor."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    condition: str
+    target: str
+    weight: float = 1.0
+
+
+@dataclass
+class Source:
+    """factor: None for an isotropic volume, else lateral pixels from section to section. refill: see ``Cubes``.
+    coarse: None, or how many rows at least, where planes keep their coarse rows as the published network had them."""
+
+    volume: Volume
+    region: Box
+    greys: GreyMap
+    factor: int | None
+    mask: Volume | None = None
+    weight: float = 1.0
+    coarse: int | None = None
+    refill: Refill | None = field(default=None, repr=False)
+
+    def read(self, box: Box) -> TrainingVolume:
+        """box: voxels of the stored volume."""
+        greys = self.greys.normalise(self.volume.read(box))
+        if self.coarse is not None:
+            return coarse_volume(greys, self.coarse)
+        result = isotropic_volume(greys) if self.factor is None else lateral_volume(greys, self.factor)
+        if self.mask is not None:
+            inside = (self.mask.read(box) != 0).astype(np.float32)
+            if self.factor is not None:  # a plane between sections is never known, so its mask does not matter
+                inside = np.repeat(inside, self.factor, axis=0)[: len(result.greys)]
+            result = replace(result, known=result.known * inside)
+        if self.refill is not None and self.factor is not None:
+            result = self.refill(result, self.factor)
+        return result
+
+    @property
+    def small(self) -> bool:
+        return prod(self.region.shape) * (self.factor or 1) <= IN_MEMORY
+
+    @cached_property
+    def whole(self) -> TrainingVolume:
+        return self.read(self.region)
+
+    def cube(self, rng: np.random.Generator) -> TrainingVolume:
+        """Somewhere in the region, where the mask has tissue if that is found soon."""
+        depth = ceil(CUBE[0] / (self.factor or 1)) + 1
+        shape = tuple(min(n, s) for n, s in zip(self.region.shape, (depth, *CUBE[1:]), strict=True))
+        for _ in range(FRESH):
+            start = tuple(
+                int(rng.integers(a, b - n + 1))
+                for a, b, n in zip(self.region.start, self.region.stop, shape, strict=True)
+            )
+            box = Box(start, tuple(a + n for a, n in zip(start, shape, strict=True)))  # type: ignore[arg-type]
+            if self.mask is None or self.mask.read(box).mean() > 0.1:
+                break
+        return self.read(box)
+
+
+class Cubes:
+    """The sources of a run, as volumes in memory."""
+
+    def __init__(self, sources: list[Source], seed: int) -> None:
+        self.sources, self.seed = sources, seed
+        weights = np.array([source.weight for source in sources], float)
+        self.chances = weights / weights.sum()
+        self._held: dict[tuple[int, int], tuple[int, TrainingVolume]] = {}
+
+    @property
+    def lacking(self) -> bool:
+        """Whether planes are unknown that a network could fill."""
+        return any(source.factor is not None and source.coarse is None for source in self.sources)
+
+    def choose(self, rng: np.random.Generator, step: int) -> TrainingVolume:
+        number = int(rng.choice(len(self.sources), p=self.chances))
+        source, place = self.sources[number], int(rng.integers(CUBES))
+        if source.small:
+            return source.whole
+        # Places are renewed in turn, not all at once.
+        age = (step + place * RENEW // CUBES) // RENEW
+        if self._held.get((number, place), (-1,))[0] != age:
+            cube = source.cube(np.random.default_rng((self.seed, number, place, age)))
+            self._held[number, place] = (age, cube)
+        return self._held[number, place][1]
+
+    def set_refill(self, refill: Refill) -> None:
+        """What fills the unknown planes of anisotropic stacks from now on; those in memory are filled again."""
+        self._held.clear()
+        for source in self.sources:
+            source.refill = refill
+            source.__dict__.pop("whole", None)
+
+
+def open_source(entry: VolumeSource, mode: str, held_out: float, coarse: int | None = None) -> tuple[Source, Source]:
+    """-> the part to train on and the part held out. Raises InputError and ConfigError.
+
+    coarse: see :class:`Source`, for vEMDiffuse-a alone.
+    """
+    volume = open_volume(entry.path, voxel_size=entry.voxel_size, level=entry.level, channel=entry.channel)
+    spec = volume.spec
+    region = Box.of(spec.shape) if entry.roi is None else parse_roi(entry.roi)
+    if region.empty or region not in Box.of(spec.shape):
+        raise ConfigError(f"roi {entry.roi} is not inside {entry.path}, which is {Box.of(spec.shape)}")
+    if not entry.weight > 0:
+        raise ConfigError(f"weight of {entry.path} is {entry.weight}; it must be above 0")
+    mask = None
+    if entry.mask is not None:
+        mask = open_volume(entry.mask, voxel_size=spec.voxel_size)
+        if mask.spec.shape != spec.shape:
+            raise InputError(f"mask {entry.mask} is {mask.spec.shape}, its volume {spec.shape}; make them one shape")
+    factor = _factor(entry.path, spec.voxel_size, mode)
+    greys, _ = measure_greys(region.shape, lambda box: volume.read(box.shift(region.start)))
+    train, held = split(region, held_out)
+    rows = None if factor is None else coarse
+    parts = [Source(volume, part, greys, factor, mask, entry.weight, rows) for part in (train, held)]
+    return parts[0], parts[1]
+
+
+def split(region: Box, held_out: float) -> tuple[Box, Box]:
+    """The end of the x axis, ``held_out`` of its length, is held out. Raises ConfigError."""
+    if not 0 < held_out < 1:
+        raise ConfigError(f"held_out is {held_out}; it must be a share between 0 and 1 of the x axis")
+    start, stop = region.start, region.stop
+    cut = stop[2] - max(1, round(held_out * region.shape[2]))
+    train, held = Box(start, (stop[0], stop[1], cut)), Box((start[0], start[1], cut), stop)
+    if min(train.shape[1:]) < 8 or min(held.shape[1:]) < 8 or region.shape[0] < 3:
+        raise ConfigError(f"{region} is too small to train on and to hold {held_out:g} out; at least 3 x 8 x 8 each")
+    return train, held
+
+
+def _factor(path: str, voxel_size: Nanometres, mode: str) -> int | None:
+    z, y, x = voxel_size
+    if mode == "vEMDiffuse-i":
+        if max(voxel_size) > 1.05 * min(voxel_size):
+            raise ConfigError(
+                f"vEMDiffuse-i learns from isotropic volumes and {path} has voxels of {z:g} x {y:g} x {x:g} nm; "
+                f"use mode vEMDiffuse-a, or correct its voxel_size"
+            )
+        return None
+    factor = round(2 * z / (y + x))
+    if factor < 2:
+        raise ConfigError(
+            f"vEMDiffuse-a learns from anisotropic stacks and {path} has voxels of {z:g} x {y:g} x {x:g} nm; "
+            f"use mode vEMDiffuse-i, or correct its voxel_size"
+        )
+    return factor
+
+
+@dataclass(frozen=True)
+class Pair:
+    """condition, target: [z, y, x], normalised by one grey map each; ``factor`` target pixels for one of the
+    condition."""
+
+    condition: FloatArray
+    target: FloatArray
+    factor: int
+    weight: float
+
+
+def open_pair(entry: PairSource, factor: int, held_out: float) -> tuple[Pair, Pair]:
+    """-> the part to train on and the part held out, the last rows. Raises InputError."""
+    images = []
+    for path in (entry.condition, entry.target):
+        volume = open_volume(path, voxel_size=(1.0, 1.0, 1.0))
+        greys = dtype_greys(volume.spec.dtype)
+        images.append(greys.normalise(volume.read(Box.of(volume.spec.shape))))
+    condition, target = images
+    wanted: Any = (condition.shape[0], condition.shape[1] * factor, condition.shape[2] * factor)
+    if target.shape != wanted:
+        raise InputError(
+            f"{entry.target} is {target.shape} and {entry.condition} is {condition.shape}; expected {wanted} at factor "
+            f"{factor}; register the pair first"
+        )
+    cut = condition.shape[1] - max(1, round(held_out * condition.shape[1]))
+    return (
+        Pair(condition[:, :cut], target[:, : cut * factor], factor, entry.weight),
+        Pair(condition[:, cut:], target[:, cut * factor :], factor, entry.weight),
+    )

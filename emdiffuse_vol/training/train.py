@@ -1,0 +1,307 @@
+"""A training run, from what was asked to a weights file with its card.
+
+    train     request -> weights: opens the data, builds or loads the network, fits, calibrates, writes
+    Request   the keys of the JSON configuration
+
+The run's folder holds ``checkpoint.pt`` to continue from, ``log.jsonl`` (every step), ``scores.jsonl`` (every
+validation), TensorBoard events, ``best.safetensors`` and ``last.safetensors``, and at the end ``NAME.safetensors`` with
+its card ``NAME.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from emdiffuse_vol import __version__
+from emdiffuse_vol.errors import ConfigError
+from emdiffuse_vol.geometry.boxes import Box
+from emdiffuse_vol.models.checkpoints import MODELS, load_weights, save_weights
+from emdiffuse_vol.models.slab import SlabNet
+from emdiffuse_vol.models.unet import UNet
+from emdiffuse_vol.reconstruct.greys import dtype_greys
+from emdiffuse_vol.reconstruct.predict import choose_device
+from emdiffuse_vol.training.augment import Augment
+from emdiffuse_vol.training.calibrate import Calibration, HeldOut, calibrate
+from emdiffuse_vol.training.fit import FitSettings, Row, Run, fit, join_ranks
+from emdiffuse_vol.training.objectives import (
+    Objective,
+    Sizes,
+    SlabObjective,
+    pair_objective,
+    vem_objective,
+)
+from emdiffuse_vol.training.sources import CUBE, Cubes, PairSource, Source, VolumeSource, open_pair, open_source
+from emdiffuse_vol.training.volumes import refill
+
+VOLUMES, PAIRS = ("vEMDiffuse-i", "vEMDiffuse-a"), ("EMDiffuse-n", "EMDiffuse-r")
+GAPS = (4, 5, 6, 8, 10)  # calibrated, where they were trained
+REACH = (0.75, 7 / 6)  # gaps accepted beside those trained: a quarter below the least, a sixth above the greatest
+EVERY = 10  # steps between scalars
+
+
+@dataclass(frozen=True)
+class Request:
+    """Keys of the JSON configuration of ``emdvol train``.
+
+    start_from: weights to begin with, instead of a new network. network: architecture and its arguments. held_out: the
+    share of each volume (the end of its x axis; of pairs, of the rows) that is never trained on, but scored and
+    calibrated on. factors: distances of sections in lateral pixels; the published networks take one. factor: of
+    EMDiffuse-r. data: words on where the data come from and their licence, for the card.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    mode: str
+    out: str
+    name: str | None = None
+    volumes: tuple[VolumeSource, ...] = ()
+    pairs: tuple[PairSource, ...] = ()
+    start_from: str | None = None
+    network: dict[str, Any] = field(default_factory=lambda: {"architecture": "slab"})
+    held_out: float = 0.16
+    factors: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
+    factor: int = 1
+    batch: int = 2
+    planes: int = 24
+    patch: int = 64
+    members_weight: float = 0.2
+    members_loss: str = "crps"
+    difficulty: bool = False
+    augment: Augment = field(default_factory=Augment)
+    fit: FitSettings = field(default_factory=FitSettings)
+    device: str = "auto"
+    precision: str = "auto"
+    data: str = "not stated"
+    licence: str = "not stated"
+
+
+Notify = Callable[[Run, Row], None]
+
+
+def train(request: Request, notify: Notify = lambda run, row: None) -> Path:
+    """-> the weights file. Running the same request again continues it. Raises our errors."""
+    check(request)
+    device = choose_device(request.device, request.precision)
+    ranks = join_ranks(device.name)
+    net, architecture, arguments = network(request)
+    objective, held_out = prepare(request, net)
+    folder = Path(request.out)
+    run = Run(net, objective, request.fit, folder, device, ranks)
+    name = request.name or folder.resolve().name
+    facts = {
+        "architecture": architecture,
+        "config": arguments,
+        "modes": [request.mode],
+        "name": name,
+        "greys": "percentiles" if isinstance(net, SlabNet) else "dtype",
+        **({} if request.pairs else {"gaps": gaps(request, net)}),
+    }
+    board = open_board(folder) if ranks.rank == 0 else None
+
+    def report(run: Run, row: Row) -> None:
+        if board is not None and run.step % EVERY == 0:
+            for key in row.keys() - {"step"}:
+                board.add_scalar(f"train/{key}", row[key], run.step)
+        notify(run, row)
+
+    def on_scores(run: Run, scores: Row) -> None:
+        training = provenance(request, run, scores)
+        for file in ["last.safetensors", *(["best.safetensors"] if scores["gain_db"] >= run.best else [])]:
+            save_weights(folder / file, run.ema, **facts, training=training)  # type: ignore[arg-type]
+        if board is not None:
+            for key, value in scores.items():
+                board.add_scalar(f"held out/{key}", value, run.step)
+            picture = (run.objective.picture(run.ema).clip(-1, 1) + 1) / 2
+            board.add_image("held out", picture[None], run.step)
+            board.flush()
+
+    scores = fit(run, report, on_scores)
+    path = folder / f"{name}.safetensors"
+    if ranks.rank == 0:
+        calibration = None
+        if isinstance(net, SlabNet):
+            save_weights(path, run.ema, **facts)  # type: ignore[arg-type]
+            calibration = calibrated(request, path, net, held_out, run)
+        extra = {"calibration": asdict(calibration)} if calibration and calibration.scale else {}
+        scores = scores or run.score()
+        save_weights(path, run.ema, **facts, **extra, training=provenance(request, run, scores))  # type: ignore[arg-type]
+        path.with_suffix(".md").write_text(card(request, run, name, scores, calibration))
+    return path
+
+
+def check(request: Request) -> None:
+    """Everything in the request that can be wrong on its own."""
+    if request.mode not in (*VOLUMES, *PAIRS):
+        raise ConfigError(f"mode {request.mode!r} is unknown; choose one of {', '.join((*VOLUMES, *PAIRS))}")
+    wanted, other = ("volumes", "pairs") if request.mode in VOLUMES else ("pairs", "volumes")
+    if not getattr(request, wanted) or getattr(request, other):
+        raise ConfigError(f"mode {request.mode} learns from {wanted}; give {wanted}, and no {other}")
+    if request.members_loss not in ("crps", "energy"):
+        raise ConfigError(f"members_loss {request.members_loss!r} is unknown; choose crps or energy")
+    if not request.factors or min(request.factors) < 2:
+        raise ConfigError(f"factors are {list(request.factors)}; at least one is needed, each 2 or more")
+    if request.batch < 1 or request.planes < 2 or request.patch < 8 or request.factor < 1:
+        raise ConfigError("batch and factor must be at least 1, planes at least 2, patch at least 8")
+    request.fit.check()
+
+
+def network(request: Request) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The network to train, new or from weights. Raises ConfigError and WeightsError."""
+    slab_mode = request.mode in VOLUMES
+    if request.start_from is not None:
+        weights = load_weights(request.start_from)
+        if request.mode not in weights.metadata["modes"] and not (
+            slab_mode and set(VOLUMES) & set(weights.metadata["modes"])
+        ):
+            served = ", ".join(weights.metadata["modes"])
+            raise ConfigError(f"start_from {request.start_from} serves {served}; choose weights for {request.mode}")
+        return weights.net.requires_grad_(True), weights.architecture, weights.config
+    arguments = dict(request.network)
+    architecture = arguments.pop("architecture", None)
+    allowed = ("slab", "unet-vem") if slab_mode else ("unet-2d",)
+    if architecture not in allowed:
+        raise ConfigError(f"network.architecture is {architecture!r}; mode {request.mode} takes {' or '.join(allowed)}")
+    if request.difficulty:
+        arguments["difficulty"] = True
+    torch.manual_seed(request.fit.seed)
+    try:
+        net = MODELS[architecture](**arguments)
+    except TypeError as error:
+        raise ConfigError(f"network {request.network}: {error}") from None
+    return net, architecture, arguments
+
+
+def prepare(request: Request, net: nn.Module) -> tuple[Objective, list[Source]]:
+    """Open the data. -> the objective, and the held-out parts of volumes."""
+    sizes = Sizes(request.batch, request.planes, request.patch, request.factors)
+    if request.pairs:
+        parts = [open_pair(pair, request.factor, request.held_out) for pair in request.pairs]
+        train_on, held = [first for first, _ in parts], [second for _, second in parts]
+        return pair_objective(train_on, held, sizes, request.augment.blur, request.difficulty), []
+    published = isinstance(net, UNet)
+    if published and len(request.factors) != 1:
+        raise ConfigError(f"the published network knows one factor, not {list(request.factors)}; give one in factors")
+    coarse = request.patch if published else None
+    opened = [open_source(entry, request.mode, request.held_out, coarse) for entry in request.volumes]
+    sources, held_out = [first for first, _ in opened], [second for _, second in opened]
+    if published:
+        for source in (*sources, *held_out):
+            source.greys = dtype_greys(source.volume.spec.dtype)
+    too_wide = [f for f in request.factors if not any(source_fits(source, f) for source in sources)]
+    if len(too_wide) == len(request.factors):
+        raise ConfigError(f"no volume is long enough to hide planes between sections {too_wide[0]} pixels apart")
+    cubes = Cubes(sources, request.fit.seed)
+    seen = [limited(source).whole for source in held_out]
+    if published:
+        return vem_objective(cubes, seen, sizes, request.augment, request.difficulty), held_out
+    return SlabObjective(cubes, seen, sizes, request.augment, request.members_weight, request.members_loss), held_out
+
+
+def source_fits(source: Source, factor: int) -> bool:
+    z, y, x = source.region.shape
+    return max(y, x) > factor if source.factor else max(z, y, x) > factor
+
+
+def limited(source: Source) -> Source:
+    """What is held out of a large volume, cut to a size that can be scored again and again."""
+    z, y, x = source.region.shape
+    depth = max(2, CUBE[0] // (source.factor or 1)) + 60
+    start = source.region.start
+    source.region = Box(start, (start[0] + min(z, depth), start[1] + min(y, 256), start[2] + min(x, 256)))
+    return source
+
+
+def gaps(request: Request, net: nn.Module) -> list[float]:
+    if isinstance(net, UNet):
+        return [float(request.factors[0])] * 2
+    return [round(REACH[0] * min(request.factors), 2), round(REACH[1] * max(request.factors), 2)]
+
+
+def calibrated(request: Request, path: Path, net: nn.Module, held_out: list[Source], run: Run) -> Calibration:
+    parts = []
+    for source in held_out:
+        volume = source.whole
+        if source.factor is not None:
+            volume = refill(run.ema, volume, source.factor, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+        parts.append(HeldOut(volume, source.greys, source.volume.spec.dtype).halves())
+    fitted, measured = [first for first, _ in parts], [second for _, second in parts]
+    trained = tuple(gap for gap in GAPS if min(request.factors) <= gap <= max(request.factors))
+    return calibrate(str(path), fitted, measured, trained or request.factors[:1], mode=request.mode)
+
+
+def provenance(request: Request, run: Run, scores: Row) -> dict[str, Any]:
+    return {
+        "data": request.data,
+        "licence": request.licence,
+        "held_out": f"the last {request.held_out:g} of the x axis (of pairs: of the rows)",
+        "start_from": request.start_from,
+        "steps": run.step,
+        "seconds": round(run.seconds),
+        "scores_held_out": {key: round(value, 4) for key, value in scores.items()},
+        "settings": {
+            key: value
+            for key, value in asdict(request).items()
+            if key not in ("volumes", "pairs", "out", "name", "data", "licence", "start_from", "device")
+        },
+        "software": {"emdiffuse_vol": __version__, "torch": str(torch.__version__)},
+    }
+
+
+def card(request: Request, run: Run, name: str, scores: Row, calibration: Calibration | None) -> str:
+    """The model card, Markdown."""
+    parameters = sum(p.numel() for p in run.net.parameters())
+    start = f"started from `{request.start_from}`" if request.start_from else "from a new network"
+    lines = [
+        f"# {name}",
+        "",
+        f"Weights for {request.mode}, written by `emdvol train` ({__version__}).",
+        "",
+        f"**What it is.** `{type(run.net).__name__}`, {parameters:,} parameters, float32.",
+        "",
+        f"**Data.** {request.data} Licence: {request.licence}",
+        "",
+        f"**Recipe.** {run.step:,} steps of {request.batch} crops of about {request.patch} pixels {start}; factors "
+        f"{', '.join(map(str, request.factors))}; {run.seconds / 60:.0f} minutes. All settings are in the file's "
+        f"header (`emdvol models show {name}`).",
+        "",
+        f"**Scores on the held-out part** (the last {request.held_out:.0%} of the x axis; of pairs, of the rows):",
+        "",
+        "| score | value |",
+        "|---|---|",
+        *(f"| {key} | {value:.3f} |" for key, value in sorted(scores.items())),
+    ]
+    if calibration and calibration.scale:
+        lines += [
+            "",
+            "**Calibration** of the 90 % interval, fitted on one half of the held-out part and measured on the other:",
+            "",
+            "| gap | scale | coverage | scatter over blocks |",
+            "|---|---|---|---|",
+            *(
+                f"| {gap} | {scale:.3f} | {calibration.coverage[gap]:.1%} | {calibration.scatter[gap]:.1%} |"
+                for gap, scale in calibration.scale.items()
+            ),
+        ]
+    lines += [
+        "",
+        "**Limits.** Trained on the data named above alone: on other tissue, staining or noise the mean gains less and "
+        "the calibration is not guaranteed. Compare with withheld sections before trusting it.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def open_board(folder: Path) -> Any:
+    """A TensorBoard writer, or None where TensorBoard is not installed."""
+    with suppress(ImportError):
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(folder))
+    return None
