@@ -56,7 +56,8 @@ class Identity(BlockTask):
         below, *_ = context.plan.mode.axial.locate(np.arange(block.write.start[0], block.write.stop[0]))
         _, y, x = block.write.slices(block.read.start)
         result = np.zeros((2, *block.write.shape), sections.dtype)
-        result[0] = sections[below - block.read.start[0], y, x]
+        for plane, section in zip(result[0], below - block.read.start[0], strict=True):
+            plane[...] = sections[section, y, x]
         return result
 
 
