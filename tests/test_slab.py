@@ -8,6 +8,8 @@ from networks import random_slab
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from emdiffuse_vol.models.ensemble import SlabEnsemble, turn, turn_back
+from emdiffuse_vol.models.plane import PlaneNet
 from emdiffuse_vol.models.slab import HALO, STRIDE, SlabNet, shuffle, slab_features, unshuffle
 
 NET = random_slab()
@@ -94,3 +96,46 @@ def test_cost_is_what_the_docstring_says() -> None:
     voxels = features[:, 0].numel()
     assert 1.2e5 < trunk.get_total_flops() / voxels < 1.35e5
     assert member.get_total_flops() / voxels < 1e4
+
+
+def test_an_ensemble_commutes_with_the_symmetries_of_a_section() -> None:
+    net = SlabEnsemble(8, 12, networks=2, turns=8)
+    net.load_state_dict(random_state(net))
+    features, _, t = inputs()
+    features = features[..., :40, :48]
+    with torch.inference_mode():
+        mean = net.trunk(features, t, 6.0)[0]
+        for number in range(8):
+            turned = net.trunk(turn(features, number), t, 6.0)[0]
+            assert torch.allclose(turn_back(turned, number), mean, atol=1e-5)
+        one = SlabNet.trunk(net, features, t, 6.0)[0]
+        assert not torch.allclose(turn_back(SlabNet.trunk(net, turn(features, 1), t, 6.0)[0], 1), one, atol=1e-3)
+
+
+def test_an_ensemble_is_the_average_of_its_networks() -> None:
+    net = SlabEnsemble(8, 12, networks=2, turns=1)
+    net.load_state_dict(random_state(net))
+    features, _, t = inputs()
+    with torch.inference_mode():
+        both = [SlabNet.trunk(net, features, t, 6.0)[0], net.others[0].trunk(features, t, 6.0)[0]]
+        assert not torch.allclose(*both, atol=1e-3)
+        assert torch.allclose(net.trunk(features, t, 6.0)[0], sum(both) / 2, atol=1e-6)
+
+
+def test_planes_of_a_plane_network_know_nothing_of_each_other() -> None:
+    net = PlaneNet(8, 12)
+    net.load_state_dict(random_state(net))
+    features, _, t = inputs()
+    some = torch.tensor([9, 2, 5])
+    with torch.inference_mode():
+        mean = net.trunk(features, t, 6.0)[0]
+        assert torch.allclose(net.trunk(features[:, :, some], t[some], 6.0)[0], mean[:, :, some], atol=1e-4)
+
+
+def random_state(net: torch.nn.Module) -> dict[str, Tensor]:
+    """Random everywhere, the residual small."""
+    generator = torch.Generator().manual_seed(3)
+    return {
+        name: torch.randn(p.shape, generator=generator) * (0.3 if "out" in name else 1.2) / max(1, p[0].numel()) ** 0.5
+        for name, p in net.state_dict().items()
+    }

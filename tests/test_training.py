@@ -489,7 +489,7 @@ def test_pairs_train_restoration(tmp_path: Path, mode: str, factor: int) -> None
         ({"volumes": []}, "learns from volumes; give volumes, and no pairs"),
         ({"factors": [1]}, "each 2 or more"),
         ({"held_out": 1.5}, "held_out is 1.5"),
-        ({"network": {"architecture": "unet-2d"}}, "takes slab or unet-vem"),
+        ({"network": {"architecture": "unet-2d"}}, "takes slab, plane, unet-vem"),
         ({"network": {"architecture": "slab", "breadth": 3}}, "network .*breadth"),
         ({"factors": [4, 5], "network": {"architecture": "unet-vem"}}, "knows one factor"),
         ({"fit": {"stepz": 3}}, "setting 'fit.stepz' is unknown; known: steps, minutes"),

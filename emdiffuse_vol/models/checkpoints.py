@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from emdiffuse_vol.errors import WeightsError
 from emdiffuse_vol.models import registry
 from emdiffuse_vol.models.download import checksum
+from emdiffuse_vol.models.ensemble import SlabEnsemble
+from emdiffuse_vol.models.plane import PlaneNet
 from emdiffuse_vol.models.registry import embedded, served_gaps
 from emdiffuse_vol.models.slab import SlabNet
 from emdiffuse_vol.models.unet import UNet
@@ -39,6 +41,8 @@ EMBEDDED = "vemdiffuse-slab"
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "slab": SlabNet,
+    "slab-ensemble": SlabEnsemble,
+    "plane": PlaneNet,
     "unet-vem": partial(UNet, in_channels=3, slices=True),
     "unet-2d": partial(UNet, in_channels=2, slices=False),
 }

@@ -78,11 +78,12 @@ def _double(x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Residual block: 3x3x3 and 1x3x3 convolutions, modulated plane by plane by the position embedding (FiLM)."""
+    """Residual block: 3x3x3 and 1x3x3 convolutions, modulated plane by plane by the position embedding (FiLM).
+    ``deep`` is the first one's extent in z."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, deep: int = 3) -> None:
         super().__init__()
-        self.first = _conv(channels, channels, (3, 3, 3))
+        self.first = _conv(channels, channels, (deep, 3, 3))
         self.second = _conv(channels, channels, (1, 3, 3), zero=True)
         self.film = nn.Linear(EMBED, 2 * channels)
         nn.init.zeros_(self.film.weight)
@@ -99,21 +100,24 @@ class Block(nn.Module):
 class SlabNet(nn.Module):
     """The default network. ``width`` channels at half resolution, ``deep`` at a quarter."""
 
+    DEEP = 3  # planes that a convolution spans
+    HALO = HALO
+
     def __init__(self, width: int = 32, deep: int = 96, blocks: int = 2) -> None:
         super().__init__()
         self.embed = nn.Sequential(nn.Linear(8, EMBED), nn.SiLU(), nn.Linear(EMBED, EMBED), nn.SiLU())
         self.inp = _conv(20, width, (1, 3, 3))
-        self.enter = Block(width)
+        self.enter = Block(width, self.DEEP)
         self.down = nn.Conv3d(width, deep, (1, 2, 2), stride=(1, 2, 2))
-        self.middle = nn.ModuleList(Block(deep) for _ in range(blocks))
+        self.middle = nn.ModuleList(Block(deep, self.DEEP) for _ in range(blocks))
         self.up = _conv(deep, width, (1, 1, 1))
-        self.leave = Block(width)
+        self.leave = Block(width, self.DEEP)
         self.out = _conv(width, 4, (1, 3, 3), zero=True)
         # The stochastic path: noise at two scales, gated by what the trunk knows.
-        self.coarse_noise = _conv(2, width // 2, (3, 3, 3))
+        self.coarse_noise = _conv(2, width // 2, (self.DEEP, 3, 3))
         self.coarse_gate = _conv(deep, width, (1, 1, 1))
         self.coarse_up = _conv(width // 2, width, (1, 1, 1))
-        self.fine_noise = _conv(4, width, (3, 3, 3))
+        self.fine_noise = _conv(4, width, (self.DEEP, 3, 3))
         self.fine_gate = _conv(width, 2 * width, (1, 1, 1))
         self.mix = _conv(width, width, (1, 3, 3))
         self.member_out = _conv(width, 4, (1, 1, 1))

@@ -155,7 +155,7 @@ class SlabPredictor:
         core = sampling.tile or self.CORE
         if any(n < 1 or n % s for n, s in zip(core, slab.STRIDE, strict=True)):
             raise GeometryError(f"tile {core} is not a multiple of {slab.STRIDE}, as the slab network needs")
-        self.tiling = Tiling(core, slab.HALO).fitted(mode.output_shape, slab.STRIDE)
+        self.tiling = Tiling(core, net.HALO).fitted(mode.output_shape, slab.STRIDE)
         self.net = net.to(device.name).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.mode, self.members, self.noise, self.device = mode, sampling.members, NoiseField(sampling.seed), device
 

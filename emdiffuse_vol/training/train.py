@@ -165,9 +165,9 @@ def network(request: Request) -> tuple[nn.Module, str, dict[str, Any]]:
         return weights.net.requires_grad_(True), weights.architecture, weights.config
     arguments = dict(request.network)
     architecture = arguments.pop("architecture", None)
-    allowed = ("slab", "unet-vem") if slab_mode else ("unet-2d",)
+    allowed = ("slab", "plane", "unet-vem") if slab_mode else ("unet-2d",)
     if architecture not in allowed:
-        raise ConfigError(f"network.architecture is {architecture!r}; mode {request.mode} takes {' or '.join(allowed)}")
+        raise ConfigError(f"network.architecture is {architecture!r}; mode {request.mode} takes {', '.join(allowed)}")
     if request.difficulty:
         arguments["difficulty"] = True
     torch.manual_seed(request.fit.seed)

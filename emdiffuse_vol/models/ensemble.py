@@ -1,0 +1,48 @@
+"""SlabEnsemble: one mean from several SlabNets and the eight symmetries of a section.
+
+Convention: as in ``slab``. The mean is the average over all networks and over sections turned by quarter turns and
+mirrored, turned back. So it commutes with these symmetries exactly, where one network does so only as far as it has
+learnt to, and errors that the evaluations do not share average out. Members come from the first network's stochastic
+path, unturned, around that mean. Reach and stride are SlabNet's, and so is the freedom from seams: tiles are multiples
+of the stride, so a turned tile meets the same grid. Cost: networks * turns times the trunk, about 1.3e5 FLOP per voxel
+each, and one light stochastic path per member.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from emdiffuse_vol.models.slab import SlabNet
+
+
+def turn(x: Tensor, number: int) -> Tensor:
+    """One of the eight symmetries of the last two axes: ``number`` % 4 quarter turns, mirrored for 4 and above."""
+    x = torch.rot90(x, number % 4, (-2, -1))
+    return x.flip(-1) if number >= 4 else x
+
+
+def turn_back(x: Tensor, number: int) -> Tensor:
+    x = x.flip(-1) if number >= 4 else x
+    return torch.rot90(x, -(number % 4), (-2, -1))
+
+
+class SlabEnsemble(SlabNet):
+    """``networks`` SlabNets of one size; ``turns`` of the eight symmetries, 1, 4 or 8."""
+
+    def __init__(self, width: int = 32, deep: int = 96, blocks: int = 2, networks: int = 1, turns: int = 8) -> None:
+        super().__init__(width, deep, blocks)
+        self.turns = turns
+        self.others = nn.ModuleList(SlabNet(width, deep, blocks) for _ in range(networks - 1))
+
+    def trunk(self, features: Tensor, t: Tensor, gap: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As SlabNet's; fine and coarse features are the first network's, unturned."""
+        total = torch.zeros_like(features[:, :1])
+        for number in range(self.turns):
+            turned = turn(features, number).contiguous(memory_format=torch.channels_last_3d)
+            for net in (*self.others, *([self] if number else [])):
+                assert isinstance(net, SlabNet)
+                total += turn_back(SlabNet.trunk(net, turned, t, gap)[0], number)
+        # Last, so that its features are not held while the others run.
+        mean, fine, coarse = super().trunk(features, t, gap)
+        return (total + mean) / (self.turns * (1 + len(self.others))), fine, coarse
