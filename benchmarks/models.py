@@ -39,6 +39,7 @@ from predictions import (
     Prediction,
     default_methods,
     heading,
+    name_of,
     predict,
     read_stack,
     rounded,
@@ -197,10 +198,6 @@ def subset_box(sections: np.ndarray, factor: int) -> Box:
     first = (len(sections) - 1) // 2 * factor
     (a, b), (_, y, x) = SUBSET, sections.shape
     return Box((first, min(a, y), min(a, x)), (first + factor + 1, min(b, y), min(b, x)))
-
-
-def name_of(method: str) -> str:
-    return Path(method).stem if "/" in method or method.endswith((".safetensors", ".pth")) else method
 
 
 def report(factor: int, name: str, row: dict[str, Any]) -> None:

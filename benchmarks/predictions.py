@@ -81,6 +81,11 @@ def default_methods() -> list[str]:
     return [*INTERPOLATIONS, *embedded()]
 
 
+def name_of(method: str) -> str:
+    """Weights given by path go by the file's name."""
+    return Path(method).stem if "/" in method or method.endswith((".safetensors", ".pth")) else method
+
+
 def predict(method: str, sections: np.ndarray, factor: int, **settings: Any) -> Prediction:
     """method: a key of INTERPOLATIONS, or weights by name or path. settings: of ``Request``."""
     if method in INTERPOLATIONS:

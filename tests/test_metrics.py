@@ -16,7 +16,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from emdiffuse_vol.metrics.image import HALO, ImageScore, psnr, score_image, ssim
 from emdiffuse_vol.metrics.interpolation import cubic, linear
 from emdiffuse_vol.metrics.seams import face_differences, seam
-from emdiffuse_vol.metrics.spread import SpreadScore, coverage, fair_crps, score_spread, spread_skill
+from emdiffuse_vol.metrics.spread import SpreadScore, coverage, coverage_curve, fair_crps, score_spread, spread_skill
 
 
 def pair(shape: tuple[int, ...], seed: int = 0, noise: float = 20.0) -> tuple[np.ndarray, np.ndarray]:
@@ -151,3 +151,17 @@ def test_differences_of_pieces_are_those_of_the_whole() -> None:
     image = np.random.default_rng(6).integers(0, 255, (30, 5, 7), dtype=np.uint8)
     pieces = [face_differences(image[a : a + 11], 0) for a in range(0, 30, 10)]
     np.testing.assert_array_equal(np.concatenate(pieces), face_differences(image, 0))
+
+
+def test_coverage_curve_is_the_coverage_at_each_level() -> None:
+    random = np.random.default_rng(7)
+    spread = random.uniform(0, 9, (6, 40, 50)).astype(np.float32)
+    spread[0] = 0  # certain: right in one half, wrong in the other
+    mean = random.normal(100, 5, spread.shape)
+    truth = mean + spread * random.normal(size=spread.shape)
+    truth[0, :20] += 1
+    levels = np.array([0.1, 0.5, 0.9, 0.99])
+    found = coverage_curve(mean, spread, truth, levels)
+    z = [0.125661, 0.674490, 1.644854, 2.575829]  # a table of the normal distribution
+    np.testing.assert_allclose(found, [coverage(mean, spread, truth, z=q) for q in z], atol=2e-4)
+    np.testing.assert_allclose(found, 0.5 / 6 + levels * 5 / 6, atol=0.012)

@@ -13,7 +13,8 @@ from emdiffuse_vol.errors import OutputError
 from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.metrics.interpolation import linear
 from emdiffuse_vol.stores.phantom import phantom
-from emdiffuse_vol.viewing.panels import MARGIN, STRIP, _layout, bar_length, draw_side_view, side_view
+from emdiffuse_vol.viewing.panels import MARGIN, STRIP, _layout, bar_length, comparison_view, draw_side_view, side_view
+from emdiffuse_vol.viewing.reliability import LEVELS, draw_reliability
 
 FACTOR = 5
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -66,3 +67,32 @@ def test_missing_matplotlib_is_one_line(tmp_path: Path, arrays: Arrays, monkeypa
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(OutputError, match=r"emdiffuse_vol\[view\]"):
         draw_side_view(tmp_path / "side.png", arrays[0], arrays[1], FACTOR, 8)
+
+
+def test_comparison_shows_error_and_uncertainty_in_the_same_colours(arrays: Arrays) -> None:
+    sections, mean, uncertainty, truth = arrays
+    straight = linear(sections[:, None], FACTOR)[:, 0]
+    shown = comparison_view(truth, {"Linear": straight, "Ours": mean}, uncertainty, "Ours", truth)
+    assert [panel.title for panel in shown] == ["Input", "Truth", "Linear", "Ours", "Uncertainty", "Absolute error"]
+    assert len({panel.limits for panel in shown[:4]}) == 1
+    assert shown[4].limits == shown[5].limits
+    np.testing.assert_allclose(shown[5].image, np.abs(mean - truth), atol=1e-4)
+    assert len(comparison_view(truth, {"Ours": mean}, uncertainty, "Ours")) == 4
+
+
+@pytest.mark.parametrize("panels", [1, 2, 4, 5])
+def test_reliability_diagram_has_a_panel_for_each_of_the_weights(tmp_path: Path, panels: int) -> None:
+    pytest.importorskip("matplotlib")
+    low, high = LEVELS * 0.8, np.minimum(LEVELS * 1.05, 1)
+    curves = {f"weights {i}": {"×5": low, "×10": high} for i in range(panels)}
+    draw_reliability(tmp_path / "reliability.png", LEVELS, curves, width=600)
+    page = np.asarray(Image.open(tmp_path / "reliability.png").convert("RGB")).astype(int)
+    assert page.shape[1] == {1: 300, 2: 600, 4: 600, 5: 600}[panels]
+    coloured = np.ptp(page, axis=2) > 60
+    assert coloured.sum() > 300 * panels  # two lines in each
+
+
+def test_reliability_without_matplotlib_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(OutputError, match=r"emdiffuse_vol\[view\]"):
+        draw_reliability(tmp_path / "reliability.png", LEVELS, {"weights": {"×5": LEVELS}})

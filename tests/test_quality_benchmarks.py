@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
 from pathlib import Path
 
 import models
 import numpy as np
+import pictures
 import pytest
+import segmentation
 import torch
 import xarray as xr
 from lpips_offline import FILE, Lpips, _Arrays
-from predictions import Prediction, predict, rounded, run_network, take_sections
+from PIL import Image
+from predictions import Prediction, predict, read_labels, rounded, run_network, take_sections
 from volumes import MODES, smooth_volume, write_weights
 
 import emdiffuse_vol
@@ -148,3 +152,71 @@ def test_lpips_is_that_of_its_authors() -> None:
     lpips = Lpips(folder)
     found = lpips.distance(lpips.features(a), lpips.features(b))
     np.testing.assert_allclose(found, [0.012610797, 0.00059314288], rtol=1e-5)
+
+
+def cells(n: int = 48) -> tuple[np.ndarray, np.ndarray]:
+    """Greys and labels of eight cubic cells with dark walls three voxels thick."""
+    side = np.arange(n) * 2 // n
+    labels = 1 + 4 * side[:, None, None] + 2 * side[:, None] + side
+    greys = np.full(labels.shape, 180.0)
+    for axis in range(3):
+        middle = np.abs(np.arange(n) - (n - 1) / 2) < 2
+        greys[(slice(None),) * axis + (middle,)] = 60
+    noise = np.random.default_rng(0).normal(0, 5, labels.shape)
+    return np.clip(greys + noise, 0, 255).astype(np.uint8), labels
+
+
+def test_walls_separate_cells_and_without_walls_there_is_one() -> None:
+    greys, labels = cells()
+    found = segmentation.agreement(labels, segmentation.segment(greys))
+    assert found["segments"] == 8 and found["sum"] < 0.6  # walls themselves may go either way
+    greys[20:28] = 180  # the wall between lower and upper cells
+    assert segmentation.agreement(labels, segmentation.segment(greys))["merge"] > 0.8
+
+
+def test_agreement_is_in_bits_and_tells_splits_from_merges() -> None:
+    labels = np.repeat([1, 2], 32).reshape(4, 4, 4)
+    assert segmentation.agreement(labels, np.ones_like(labels))["merge"] == pytest.approx(1)
+    quarters = np.repeat([1, 2, 3, 4], 16).reshape(4, 4, 4)
+    found = segmentation.agreement(labels, quarters)
+    assert (found["split"], found["merge"]) == pytest.approx((1, 0))
+
+
+def test_contacts_are_counted_face_by_face() -> None:
+    labels = np.array([[[1, 1, 2], [3, 3, 2]]])
+    height = np.array([[[0.1, 0.2, 0.9], [0.3, 0.4, 0.5]]])
+    pairs, faces, total = segmentation.contacts(labels, height)
+    found = {tuple(p): (n, round(s, 6)) for p, n, s in zip(pairs.tolist(), faces.tolist(), total.tolist(), strict=True)}
+    # 1 | 2 across 0.2-0.9; 3 | 2 across 0.4-0.5; 1 | 3 across 0.1-0.3 and 0.2-0.4.
+    assert found == {(1, 2): (1, 0.9), (2, 3): (1, 0.5), (1, 3): (2, 0.7)}
+
+
+def test_merging_goes_from_the_weakest_contact_and_averages_by_area() -> None:
+    pairs = np.array([[1, 2], [2, 3], [1, 3], [3, 4]])
+    faces, total = np.array([10, 5, 15, 4]), np.array([1.0, 2.0, 9.0, 2.4])  # means 0.1, 0.4, 0.6, 0.6
+    # 1 and 2 first; their contact with 3 is then (2 + 9) / 20 = 0.55, no longer the 0.4 of 2 alone.
+    assert segmentation.merge_table(5, pairs, faces, total, 0.5).tolist() == [0, 1, 1, 3, 4]
+    assert segmentation.merge_table(5, pairs, faces, total, 0.56).tolist() == [0, 1, 1, 1, 4]
+    assert segmentation.merge_table(5, pairs, faces, total, 0.61).tolist() == [0, 1, 1, 1, 1]
+
+
+def test_labels_are_supervoxels_put_together(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "t.h5", "w") as tables:
+        tables["stack"] = np.array([[[0, 3], [5, 9]]], np.int32)
+        tables["transforms"] = np.array([[0, 0], [3, 70], [5, 80], [9, 70], [4, 1]])
+    (tmp_path / "groundtruth.h5.gz").write_bytes(gzip.compress((tmp_path / "t.h5").read_bytes()))
+    assert read_labels(tmp_path).tolist() == [[[0, 70], [80, 70]]]
+
+
+def test_pictures_are_small_and_their_pixels_whole(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    stack = smooth_volume((61, 8, 250), seed=4)
+    sections, truth, _ = take_sections(stack, 5)
+    means = {"Linear interpolation": predict("linear", sections, 5).mean, "ours": truth}
+    panels = pictures.xz_panels(truth, sections, 5, means, np.full(truth.shape, 3.0, np.float32), 4)
+    assert [panel.title for panel in panels][:3] == ["Input", "Truth", "Linear interpolation"] and len(panels) == 6
+    pictures.draw_xz(tmp_path / "xz.png", panels)
+    page = Image.open(tmp_path / "xz.png")
+    assert page.width == 3 * 500 + 4 * 16
+    assert (tmp_path / "xz.png").stat().st_size < 400_000

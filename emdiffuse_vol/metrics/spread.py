@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import nan, sqrt
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,20 @@ def score_spread(mean: NDArray[Any], uncertainty: NDArray[Any], truth: NDArray[A
 
 def coverage(mean: NDArray[Any], uncertainty: NDArray[Any], truth: NDArray[Any], z: float = Z90) -> float:
     return score_spread(mean, uncertainty, truth, z).coverage
+
+
+def coverage_curve(
+    mean: NDArray[Any], uncertainty: NDArray[Any], truth: NDArray[Any], levels: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Coverage of the central intervals that are to hold ``levels`` (0 to 1) of the truth: mean +- z * uncertainty with
+    the quantile z of a normal distribution, 1.645 for 0.9."""
+    z = np.array([NormalDist().inv_cdf((1 + level) / 2) for level in levels])
+    error = np.abs(mean.astype(np.float32) - truth.astype(np.float32))
+    # The smallest z whose interval holds the truth; where both are 0, every one does.
+    needed = np.divide(error, uncertainty, out=np.where(error > 0, np.float32(np.inf), 0), where=uncertainty > 0)
+    order = np.searchsorted(np.sort(needed, axis=None), z, side="right")
+    share: NDArray[np.float64] = order / needed.size
+    return share
 
 
 def spread_skill(members: NDArray[Any], truth: NDArray[Any]) -> float:

@@ -8,6 +8,7 @@ picture has the width asked for and panels of equal size.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor, log, log10
@@ -73,6 +74,22 @@ def side_view(
     if truth is not None:
         panels.append(Panel("Truth", truth[:planes], limits))
     return panels
+
+
+def comparison_view(
+    truth: Greys, predictions: Mapping[str, Greys], uncertainty: Greys, chosen: str, sections: Greys | None = None
+) -> list[Panel]:
+    """Truth and predictions [z, x], then the uncertainty of one of them, ``chosen``, and its absolute error in the same
+    colours. sections: [z, x] what was measured, as thick as it is shown, for a panel before the others."""
+    low, high = (float(p) for p in np.percentile(truth, (0.2, 99.8)))
+    limits = (low, max(high, low + 1))
+    error = np.abs(predictions[chosen].astype(np.float32) - truth)
+    most = max(1.0, float(np.percentile(np.stack([uncertainty, error]), 99)))
+    shown = ({} if sections is None else {"Input": sections}) | {"Truth": truth} | dict(predictions)
+    return [Panel(title, image, limits) for title, image in shown.items()] + [
+        Panel("Uncertainty", uncertainty, (0.0, most), "inferno", bar=True),
+        Panel("Absolute error", error, (0.0, most), "inferno", bar=True),
+    ]
 
 
 def draw_panels(path: str | os.PathLike[str], panels: list[Panel], pixel_nm: float, width: int = 1400) -> None:
