@@ -224,15 +224,15 @@ def main() -> None:
     stack = read_stack(asked.data)[(slice(asked.crop),) * 3]
     lpips = Lpips(asked.lpips) if asked.lpips else None
     methods = asked.methods or default_methods()
-    rows, subset = [], None
+    rows: list[dict[str, Any]] = []
+    written = heading("models.py", asked.data) | {"shape": stack.shape, "factors": rows, "subset": None}
     for factor in asked.factors:
         settings = {"members": asked.members, "device": asked.device}
         row, parts = run_factor(stack, factor, methods, lpips, asked.planes, **settings)
         rows.append(row)
         if asked.published and factor == asked.published_factor:
-            subset = run_subset(stack, factor, parts, asked.published, lpips, device=asked.device)
-    written = heading("models.py", asked.data) | {"shape": stack.shape, "factors": rows, "subset": subset}
-    asked.result.write_text(json.dumps(rounded(written), indent=1) + "\n")
+            written["subset"] = run_subset(stack, factor, parts, asked.published, lpips, device=asked.device)
+        asked.result.write_text(json.dumps(rounded(written), indent=1) + "\n")
 
 
 if __name__ == "__main__":

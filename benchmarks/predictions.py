@@ -49,9 +49,10 @@ class Prediction:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def part(self, box: Box) -> Prediction:
+        """A copy, so that the whole can be forgotten."""
         cut = box.slices()
-        spread = None if self.uncertainty is None else self.uncertainty[cut]
-        return Prediction(self.mean[cut], self.members[(slice(None), *cut)], spread, self.facts)
+        spread = None if self.uncertainty is None else self.uncertainty[cut].copy()
+        return Prediction(self.mean[cut].copy(), self.members[(slice(None), *cut)].copy(), spread, self.facts)
 
 
 def read_stack(data: Path) -> np.ndarray:

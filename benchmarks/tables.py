@@ -18,15 +18,37 @@ from emdiffuse_vol.cli.numbers import amount, digits, times
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+BASELINES = ("linear", "cubic")
 FILES = (
     ROOT / "README.md",
-    ROOT / "emdiffuse_vol" / "models" / "weights" / "vemdiffuse-slab.md",
+    *sorted((ROOT / "emdiffuse_vol" / "models" / "weights").glob("*.md")),
     ROOT / "docs" / "scale.md",
     ROOT / "docs" / "engine.md",
 )
 
 
 def isotropic() -> str:
+    """PSNR and SSIM of every method at every factor."""
+    if not (RESULTS / "models.json").exists():
+        return isotropic_of_one()
+    report = json.loads((RESULTS / "models.json").read_text())
+    names = list(report["factors"][0]["methods"])
+    lines = [f"| factor | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for row in report["factors"]:
+        methods = row["methods"]
+        best = max(methods, key=lambda name: methods[name]["psnr"])
+        cells = [f"{m['psnr']:.2f} / {m['ssim']:.3f}" for m in methods.values()]
+        for i, name in enumerate(methods):
+            if name not in BASELINES:
+                cells[i] += f" ({methods[name]['psnr'] - methods['linear']['psnr']:+.2f} dB)"
+            if name == best:
+                cells[i] = f"**{cells[i]}**"
+        lines.append(f"| x{row['factor']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", measured_on(report)])
+
+
+def isotropic_of_one() -> str:
+    """The table of ``isotropic.py``, which ``models.py`` supersedes: to go once its result is there."""
     report = json.loads((RESULTS / "isotropic.json").read_text())
     lines = [
         "| factor | linear: PSNR / SSIM | cubic | **ours** | gain | coverage | FLOP per voxel |",
@@ -39,6 +61,64 @@ def isotropic() -> str:
             f"{row['coverage_90']:.1%} | {row['flop_per_voxel_with_overlap']:.2g} |"
         )
     return "\n".join([*lines, "", f"Measured on {report['machine']}, with emdiffuse_vol {report['emdiffuse_vol']}."])
+
+
+def measured_on(report: dict[str, Any]) -> str:
+    return f"Measured on {report['machine']}, with emdiffuse_vol {report['emdiffuse_vol']}."
+
+
+# Heading, key of ``models.py``, format. A column is left out where no method has it.
+COLUMNS = (
+    ("PSNR, dB", "psnr", ".2f"),
+    ("SSIM", "ssim", ".3f"),
+    ("FSIM", "fsim", ".3f"),
+    ("LPIPS mean", "lpips", ".3f"),
+    ("LPIPS member", "lpips_member", ".3f"),
+    ("axial resolution, nm", "axial_resolution_nm", ".0f"),
+    ("axial power", "axial_power", ".2f"),
+    ("CRPS", "crps", ".2f"),
+    ("coverage", "coverage_90", ".1%"),
+    ("spread / skill", "spread_skill_members", ".2f"),
+    ("seam", "seam", ".3f"),
+    ("parameters", "parameters", ",d"),
+    ("FLOP per voxel", "flop_per_voxel", ".2g"),
+    ("with overlap", "flop_per_voxel_with_overlap", ".2g"),
+    ("s / Mvoxel", "seconds_per_megavoxel", ".3g"),
+)
+
+
+def scores(methods: dict[str, dict[str, Any]]) -> str:
+    columns = [column for column in COLUMNS if any(column[1] in row for row in methods.values())]
+    lines = [f"| | {' | '.join(heading for heading, _, _ in columns)} |", "|---|" + "---|" * len(columns)]
+    for name, row in methods.items():
+        cells = [format(row[key], form) if key in row else "" for _, key, form in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def models_at(factor: int) -> str:
+    """Everything that was measured of every method at one factor."""
+    report = json.loads((RESULTS / "models.json").read_text())
+    (row,) = (row for row in report["factors"] if row["factor"] == factor)
+    return f"{scores(row['methods'])}\n\nx{factor}, {row['missing_planes']} missing planes. {measured_on(report)}"
+
+
+def models_published() -> str:
+    report = json.loads((RESULTS / "models.json").read_text())
+    subset = report["subset"]
+    where = f"x{subset['factor']}, {subset['missing_planes']} missing planes of voxels {subset['box']}."
+    return f"{scores(subset['methods'])}\n\n{where} {measured_on(report)}"
+
+
+def segmentation() -> str:
+    report = json.loads((RESULTS / "segmentation.json").read_text())
+    lines = ["| segmented | split | merge | sum, bits | segments | gap closed |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {name} | {row['split']:.2f} | {row['merge']:.2f} | {row['sum']:.2f} | {row['segments']} | "
+        f"{row['gap_closed']:.0%} |"
+        for name, row in report["inputs"].items()
+    ]
+    return "\n".join(lines)
 
 
 def scale_arithmetic(name: str) -> str:
@@ -190,6 +270,9 @@ def engine_peers() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "isotropic": isotropic,
+    **{f"models:x{factor}": partial(models_at, factor) for factor in (4, 5, 6, 8, 10)},
+    "models:published": models_published,
+    "segmentation": segmentation,
     "engine:faults": engine_faults,
     "engine:scale": engine_scale,
     "engine:overhead": engine_overhead,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import pickle
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pictures
 import pytest
 import segmentation
+import tables
 import torch
 import xarray as xr
 from lpips_offline import FILE, Lpips, _Arrays
@@ -220,3 +222,23 @@ def test_pictures_are_small_and_their_pixels_whole(tmp_path: Path) -> None:
     page = Image.open(tmp_path / "xz.png")
     assert page.width == 3 * 500 + 4 * 16
     assert (tmp_path / "xz.png").stat().st_size < 400_000
+
+
+def test_tables_are_made_of_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = {"psnr": 24.326, "ssim": 0.5978, "fsim": 0.81, "axial_resolution_nm": 79.3, "crps": 11.2}
+    fast = linear | {"psnr": 25.9, "ssim": 0.68, "coverage_90": 0.901, "flop_per_voxel": 152880.0, "parameters": 817752}
+    methods = {"linear": linear, "vemdiffuse-i-fast": fast}
+    heading = {"machine": "a machine", "emdiffuse_vol": "1.2.3"}
+    factors = [{"factor": 8, "missing_planes": 217, "methods": methods}]
+    subset = {"factor": 8, "missing_planes": 7, "box": "120:129,16:208,16:208", "methods": methods}
+    (tmp_path / "models.json").write_text(json.dumps(heading | {"factors": factors, "subset": subset}))
+    inputs = {"ours": {"split": 1.0, "merge": 0.5, "sum": 1.5, "segments": 9, "gap_closed": 0.625}}
+    (tmp_path / "segmentation.json").write_text(json.dumps({"inputs": inputs}))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert "| x8 | 24.33 / 0.598 | **25.90 / 0.680 (+1.57 dB)** |" in tables.isotropic()
+    page = tables.filled("<!-- table:models:x8 -->\nold\n<!-- end -->")
+    assert "| linear | 24.33 | 0.598 | 0.810 | 79 | 11.20 |  |  |  |" in page
+    assert "| 90.1% | 817,752 | 1.5e+05 |" in page and "old" not in page and "217 missing planes" in page
+    assert "LPIPS" not in page
+    assert "7 missing planes of voxels 120:129" in tables.models_published()
+    assert "| ours | 1.00 | 0.50 | 1.50 | 9 | 62% |" in tables.segmentation()
