@@ -80,6 +80,24 @@ def test_members_of_blended_tiles_average_to_the_mean(tmp_path: Path, sections: 
     assert found.facts["evaluations"] == 2
 
 
+def test_all_methods_are_scored_on_the_subset_of_the_published_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "published.safetensors"
+    save_weights(path, UNet(3, slices=True), architecture="unet-vem", config={}, modes=MODES, greys="dtype")
+    stack = smooth_volume((13, 60, 60), seed=5)
+    sections, truth, _ = take_sections(stack, 3)
+    box = models.subset_box(sections, 3)
+    assert box == Box((6, 16, 16), (10, 60, 60))
+    whole = predict("linear", sections, 3)
+    runs = {"one step": {"members": 2, "steps": 1, "tile": (1, 28, 28)}}
+    found = models.run_subset(stack, 3, {"linear": whole.part(box)}, str(path), None, runs)
+    assert list(found["methods"]) == ["linear", "one step"] and found["missing_planes"] == 2
+    inside = whole.mean[7:9, 16:, 16:].astype(float) - truth[7:9, 16:, 16:]
+    assert found["methods"]["linear"]["psnr"] == pytest.approx(10 * np.log10(255**2 / np.mean(inside**2)), abs=1e-3)
+    assert 0 < found["methods"]["one step"]["psnr"] < 60 and "coverage_90" in found["methods"]["one step"]
+    assert "seam" not in found["methods"]["one step"]  # too few planes for it
+
+
 def test_the_subset_needs_one_tile_of_the_published_network() -> None:
     sections = np.zeros((32, 250, 250), np.uint8)
     box = models.subset_box(sections, 8)
