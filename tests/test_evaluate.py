@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from volumes import run, small_request, smooth_volume, write_volume, write_weights
 
 from emdiffuse_vol.cli.main import main
 from emdiffuse_vol.evaluation import scores as module
 from emdiffuse_vol.evaluation.scores import evaluate
+from emdiffuse_vol.evaluation.withheld import withheld
 from emdiffuse_vol.geometry.boxes import Box
-from emdiffuse_vol.metrics.image import score_image
+from emdiffuse_vol.metrics.image import psnr, score_image
 from emdiffuse_vol.metrics.interpolation import linear
 from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units
 from emdiffuse_vol.stores.opening import open_volume
@@ -183,3 +185,33 @@ def test_memory_does_not_grow_with_the_volume(baseline: bool, monkeypatch: pytes
     assert scores["voxels"] == missing.sum() * 70 * 40
     assert max(box.size for box in ours.boxes + true.boxes) <= 11 * 38 * 38
     assert scores["gain"] is None or baseline
+
+
+def test_without_a_truth_every_other_section_is_withheld(tmp_path: Path) -> None:
+    request = small_request(tmp_path)
+    run(request)
+    result = CliRunner().invoke(main, ["evaluate", request.out, "--json", str(tmp_path / "scores.json")])
+    assert result.exit_code == 0, result.output
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    known = open_volume(request.input).read(Box.of((15, 60, 100)))
+    expected = psnr(linear(known[::2], 2)[1::2], known[1::2])
+    assert scores["withheld"]["linear"]["psnr"] == pytest.approx(expected)
+    assert scores["withheld"]["sections"] == 7 and scores["withheld"]["gap_nm"] == 100
+    assert f"{expected:.2f}" in result.output and "sections withheld" in result.output
+    assert set(scores["seams"]) == {"x"}  # 100 pixels in two blocks; 60 in one
+    assert abs(scores["seams"]["x"]["ratio"] - 1) < 4 * scores["seams"]["x"]["error"]
+    # A network that knows nothing but the sections says the same of withheld ones as a run on half the stack.
+    again = withheld(open_volume(request.input), weights=request.weights)
+    assert again["reconstruction"] == scores["withheld"]["reconstruction"]
+
+
+def test_sections_too_far_apart_to_withhold_are_said_so(tmp_path: Path) -> None:
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    stack = write_volume(folder / "in.zarr", smooth_volume((6, 32, 32)), (120, 10, 10))
+    request = small_request(folder, input=str(stack), factor=12, shard=None, tile=None)
+    write_weights(folder / "w.safetensors")  # for gaps up to 20 pixels
+    run(request)
+    result = CliRunner().invoke(main, ["evaluate", request.out])
+    assert result.exit_code == 0, result.output
+    assert "No section could be withheld" in result.output and "not 24" in result.output

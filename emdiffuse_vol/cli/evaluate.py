@@ -12,14 +12,14 @@ from emdiffuse_vol.cli.options import channel_option
 
 @click.command()
 @click.argument("reconstruction", metavar="RECON.zarr")
-@click.argument("truth", metavar="TRUTH")
+@click.argument("truth", metavar="[TRUTH]", required=False)
 @click.option("--factor", help="Planes per section: 10, 10.5 or 450/43.  [default: what RECON.zarr says]")
 @click.option("--data-range", type=click.FloatRange(min=0, min_open=True), help="Range of greys, for float32 volumes.")
 @channel_option
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the scores to this file, too.")
 def command(
     reconstruction: str,
-    truth: str,
+    truth: str | None,
     factor: str | None,
     data_range: float | None,
     channel: int | None,
@@ -29,14 +29,28 @@ def command(
 
     Prints PSNR and SSIM beside those of linear interpolation of the measured planes, and, where RECON.zarr has an
     uncertainty, the share of voxels in its 90 % interval. --channel is that of TRUTH.
+
+    Without a TRUTH: every other section of the input is withheld, predicted with the same weights and compared; and
+    the texture along z and the seams of the reconstruction are measured.
     """
-    import json
+    if truth is None:
+        scores = _without_truth(reconstruction)
+        click.echo(_plain_table(scores))
+    else:
+        scores = _with_truth(reconstruction, truth, factor, data_range, channel)
+        click.echo(_table(scores))
+    if json_file:
+        _write(json_file, scores)
+
+
+def _with_truth(
+    reconstruction: str, truth: str, factor: str | None, data_range: float | None, channel: int | None
+) -> dict[str, Any]:
     from pathlib import Path
 
     from rich.console import Console
     from rich.progress import Progress
 
-    from emdiffuse_vol.errors import OutputError
     from emdiffuse_vol.evaluation.scores import evaluate
     from emdiffuse_vol.geometry.axial import AxialGrid, parse_factor
     from emdiffuse_vol.stores.metadata import read_attributes
@@ -66,13 +80,63 @@ def command(
             data_range=data_range,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    scores = {"factor": str(exact), "sealed": bool(made.get("sealed", not made)), **scores}
-    click.echo(_table(scores))
-    if json_file:
-        try:
-            Path(json_file).write_text(json.dumps(_finite(scores), indent=2, allow_nan=False) + "\n")
-        except OSError as error:
-            raise OutputError(f"{json_file} cannot be written: {error.strerror or error}") from error
+    return {"factor": str(exact), "sealed": bool(made.get("sealed", not made)), **scores}
+
+
+def _without_truth(reconstruction: str) -> dict[str, Any]:
+    from pathlib import Path
+
+    from emdiffuse_vol.errors import InputError, WeightsError
+    from emdiffuse_vol.evaluation.withheld import seams, texture, withheld
+    from emdiffuse_vol.reconstruct.output import Output
+    from emdiffuse_vol.stores.opening import open_volume
+
+    output = Output(Path(reconstruction))
+    job, mean = output.job(), open_volume(reconstruction, channel=0)
+    scores: dict[str, Any] = {"sealed": output.sealed, **texture(mean), "seams": seams(mean, job.block)}
+    settings = {"weights": job.weights, "mode": job.mode, "members": job.members, "seed": job.seed}
+    if job.sampler != "one-pass":
+        settings |= {"sampler": job.sampler, "steps": job.steps}
+    try:
+        scores["withheld"] = withheld(open_volume(job.input, **job.input_options), **settings)
+    except (InputError, WeightsError) as error:
+        scores |= {"withheld": None, "reason": str(error)}
+    return scores
+
+
+def _write(file: str, scores: dict[str, Any]) -> None:
+    import json
+    from pathlib import Path
+
+    from emdiffuse_vol.errors import OutputError
+
+    try:
+        Path(file).write_text(json.dumps(_finite(scores), indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {error.strerror or error}") from error
+
+
+def _plain_table(scores: dict[str, Any]) -> str:
+    lines = [] if scores["sealed"] else ["The reconstruction is not finished: blocks that are not there are black."]
+    if test := scores["withheld"]:
+        lines += [
+            f"{test['sections']} sections withheld, sections {test['gap_nm']:g} nm apart, input {test['box']}",
+            "",
+            f"{'':<16}{'PSNR dB':>9}{'SSIM':>8}{'FSIM':>8}",
+            *(
+                f"{name:<16}{test[name]['psnr']:>9.2f}{test[name]['ssim']:>8.3f}{test[name]['fsim']:>8.3f}"
+                for name in ("reconstruction", "linear")
+            ),
+            "",
+            f"90 % interval holds {test['coverage']:.1%} of voxels; spread/skill {test['spread_skill']:.2f}",
+        ]
+    else:
+        lines.append(f"No section could be withheld: {scores['reason']}")
+    bands = ", ".join(f"{value:.2f} up to {band}" for band, value in scores["axial_over_lateral_power"].items())
+    lines += ["", f"power along z over that along y and x, by cycles per voxel: {bands or 'too small'}"]
+    found = ", ".join(f"{n} {s['ratio']:.3f} (+-{s['error']:.3f})" for n, s in scores["seams"].items())
+    lines.append(f"differences at block faces over others: {found or 'one block'}")
+    return "\n".join(lines)
 
 
 def _no_factor(path: str) -> str:
