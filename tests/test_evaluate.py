@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from volumes import run, small_request, smooth_volume, write_volume, write_weights
+from volumes import run as reconstruct
+from volumes import small_request, smooth_volume, write_volume, write_weights
 
 from emdiffuse_vol.cli.main import main
 from emdiffuse_vol.evaluation import scores as module
@@ -189,7 +190,7 @@ def test_memory_does_not_grow_with_the_volume(baseline: bool, monkeypatch: pytes
 
 def test_without_a_truth_every_other_section_is_withheld(tmp_path: Path) -> None:
     request = small_request(tmp_path)
-    run(request)
+    reconstruct(request)
     result = CliRunner().invoke(main, ["evaluate", request.out, "--json", str(tmp_path / "scores.json")])
     assert result.exit_code == 0, result.output
     scores = json.loads((tmp_path / "scores.json").read_text())
@@ -211,7 +212,7 @@ def test_sections_too_far_apart_to_withhold_are_said_so(tmp_path: Path) -> None:
     stack = write_volume(folder / "in.zarr", smooth_volume((6, 32, 32)), (120, 10, 10))
     request = small_request(folder, input=str(stack), factor=12, shard=None, tile=None)
     write_weights(folder / "w.safetensors")  # for gaps up to 20 pixels
-    run(request)
+    reconstruct(request)
     result = CliRunner().invoke(main, ["evaluate", request.out])
     assert result.exit_code == 0, result.output
     assert "No section could be withheld" in result.output and "not 24" in result.output
