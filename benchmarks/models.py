@@ -8,7 +8,7 @@ and each method predicts the rest: linear and cubic interpolation, all embedded 
 paths), through the engine that a user runs, default settings. What is scored:
 
     psnr, ssim, fsim, lpips    the mean, on missing planes (255 = full range; the last two on ``--planes`` of them,
-                               evenly spread and the same for all); lpips_member: the first member's
+                               evenly spread and the same for all); fsim_member, lpips_member: the first member
     crps                       the members, fair, on missing planes, greys; of interpolation it is the absolute error
     axial_resolution_nm        the mean: 1 / the frequency at which its Fourier shell correlation with the truth, in a
                                cone along z, falls below 1/7; of whole volumes, measured planes included, as missing
@@ -104,6 +104,7 @@ def score(prediction: Prediction, reference: Reference) -> dict[str, Any]:
         "psnr": image.psnr,
         "ssim": image.ssim,
         "fsim": float(feature_similarity(features(mean[sample]), reference.features).mean()),
+        "fsim_member": float(feature_similarity(features(member[sample]), reference.features).mean()),
     }
     if lpips := reference.lpips:
         row["lpips"] = float(lpips.distance(lpips.features(mean[sample]), reference.maps).mean())

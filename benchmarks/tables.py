@@ -71,7 +71,8 @@ def measured_on(report: dict[str, Any]) -> str:
 COLUMNS = (
     ("PSNR, dB", "psnr", ".2f"),
     ("SSIM", "ssim", ".3f"),
-    ("FSIM", "fsim", ".3f"),
+    ("FSIM mean", "fsim", ".3f"),
+    ("FSIM member", "fsim_member", ".3f"),
     ("LPIPS mean", "lpips", ".3f"),
     ("LPIPS member", "lpips_member", ".3f"),
     ("axial resolution, nm", "axial_resolution_nm", ".0f"),
@@ -119,6 +120,35 @@ def segmentation() -> str:
         for name, row in report["inputs"].items()
     ]
     return "\n".join(lines)
+
+
+def adapting() -> str:
+    """What weights gain over linear interpolation before and after they learnt from the volume."""
+    report = json.loads((RESULTS / "adapting.json").read_text())
+    lines = [
+        "| volume | linear | default weights | adapted | interval holds: default, adapted |",
+        "|---|---|---|---|---|",
+    ]
+    for case in report["cases"]:
+        before, after = case["before"], case["after"]
+        lines.append(
+            f"| {case['case']} | {case['linear_psnr']:.2f} dB | {before['gain_db']:+.2f} dB | "
+            f"**{after['gain_db']:+.2f} dB** | {before['coverage_90']:.1%}, {after['coverage_90']:.1%} |"
+        )
+    steps = " and ".join(f"{case['steps']:,}" for case in report["cases"])
+    return "\n".join([*lines, "", f"{report['minutes']:g} minutes each, {steps} steps. {measured_on(report)}"])
+
+
+def training() -> str:
+    """Speed and memory of a training step."""
+    report = json.loads((RESULTS / "training.json").read_text())
+    lines = ["| network | parameters | a step | voxels per second | peak memory |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {case['case']} | {case['parameters']:,} | {case['seconds_per_step']:.2f} s | "
+        f"{case['voxels_per_second']:,.0f} | {amount(case['peak_bytes'])} |"
+        for case in report["cases"]
+    ]
+    return "\n".join([*lines, "", measured_on(report)])
 
 
 def scale_arithmetic(name: str) -> str:
@@ -273,6 +303,8 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"models:x{factor}": partial(models_at, factor) for factor in (4, 5, 6, 8, 10)},
     "models:published": models_published,
     "segmentation": segmentation,
+    "adapting": adapting,
+    "training": training,
     "engine:faults": engine_faults,
     "engine:scale": engine_scale,
     "engine:overhead": engine_overhead,
