@@ -2,7 +2,7 @@
 
     python benchmarks/pictures.py DATA/fib25_val docs/images
 
-``xz-x5.png`` and ``xz-x10.png`` show a plane cut along z in the middle of the stack: input, truth, linear
+``models-x5.png`` and ``models-x10.png`` show a plane cut along z in the middle of the stack: input, truth, linear
 interpolation, one of the weights (``--shown``), its uncertainty, and its absolute error in the same colours.
 ``--published FILE`` shows the published U-Net instead of the input (2e15 FLOP a picture: on a GPU).
 
@@ -97,7 +97,7 @@ def main() -> None:
             curves[name_of(name)][f"×{factor}"] = measured
             print(f"x{factor} {name}: {np.round(measured, 3)}", flush=True)
         if factor in SHOWN:
-            draw_xz(asked.folder / f"xz-x{factor}.png", xz_panels(truth, sections, factor, means, uncertainty, y))
+            draw_xz(asked.folder / f"models-x{factor}.png", xz_panels(truth, sections, factor, means, uncertainty, y))
     draw_reliability(asked.folder / "reliability.png", LEVELS, curves)
     shrink(asked.folder / "reliability.png")
 
