@@ -30,8 +30,8 @@ from emdiffuse_vol.reconstruct.output import Output
 from emdiffuse_vol.reconstruct.plan import Plan, plan_blocks
 from emdiffuse_vol.reconstruct.predict import Tile, predict_block
 from emdiffuse_vol.reconstruct.run import prepare
+from emdiffuse_vol.stores.chunked import ChunkedVolume
 from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units
-from emdiffuse_vol.stores.ome_zarr import OmeZarrVolume
 from emdiffuse_vol.stores.small_arrays import open_small
 from emdiffuse_vol.stores.volume import VolumeSpec, mirror_source
 
@@ -143,13 +143,13 @@ def test_files_bytes_and_ledger_are_those_on_disk(tmp_path: Path) -> None:
 
 def test_voxels_asked_for_are_those_that_a_run_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request, read = small_request(tmp_path / "run", roi="2:13,5:60,0:90"), []
-    true_read = OmeZarrVolume.read
+    true_read = ChunkedVolume.read
 
-    def recorded(volume: OmeZarrVolume, box: Box) -> Any:
+    def recorded(volume: ChunkedVolume, box: Box) -> Any:
         read.append(box.size)
         return true_read(volume, box)
 
-    monkeypatch.setattr(OmeZarrVolume, "read", recorded)
+    monkeypatch.setattr(ChunkedVolume, "read", recorded)
     said = prepare(request).summary()
     before_blocks = sum(read)
     read.clear()

@@ -280,7 +280,7 @@ def test_what_is_not_a_volume_is_named(tmp_path: Path) -> None:
     for name, expected in {
         "missing": "does not exist; check the path",
         "empty": "neither Zarr metadata nor TIFF files, expected OME-Zarr, a TIFF file or a folder",
-        "text.tif": "is not a TIFF file, expected",
+        "text.tif": "is not a TIFF file, expected OME-Zarr",
         "broken.tif": "cannot be read as TIFF",
         "group.zarr": "is a Zarr group without OME metadata",
         "json.zarr": "is not JSON",

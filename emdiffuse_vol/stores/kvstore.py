@@ -37,6 +37,14 @@ def kvstore(url: str, path: str = "") -> dict[str, Any] | str:
     return folder if is_remote(folder) else {"driver": "file", "path": folder}
 
 
+def inside(name: str, path: Any) -> str:
+    """A path that the metadata of ``name`` give for something of its own. Raises InputError where it leads outside."""
+    parts = path.split("/") if isinstance(path, str) else [".."]
+    if ".." in parts or "\0" in path or path.startswith("/") or "://" in path:
+        raise InputError(f"{name} refers to {path!r}, expected a path below it; correct its metadata")
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
 def context(cache_bytes: int = CACHE_BYTES, threads: int | None = None) -> ts.Context:
     """threads: limit on decoding and on file reads at a time; None leaves tensorstore's own (the number of cores)."""
     limit = {} if threads is None else {"limit": threads}
@@ -52,14 +60,15 @@ def read_json(url: str, key: str) -> dict[str, Any] | None:
     try:
         found = ts.KvStore.open(kvstore(url), context=context()).result().read(key).result()
     except ValueError as error:
-        if str(error).startswith("NOT_FOUND"):
+        # Buckets that may not be listed refuse what is not there.
+        if str(error).startswith("NOT_FOUND") or (is_remote(url) and str(error).startswith("PERMISSION_DENIED")):
             return None
         raise InputError(f"{url}/{key} cannot be read: {reason(error)}") from error
     if found.state != "value":
         return None
     try:
         content = json.loads(found.value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{url}/{key} is not JSON ({error}); copy it again from its source") from error
     if not isinstance(content, dict):
         raise InputError(f"{url}/{key} holds a {type(content).__name__}, expected a JSON object")

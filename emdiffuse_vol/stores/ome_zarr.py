@@ -1,28 +1,35 @@
 """Reading Zarr: OME-Zarr 0.4 (zarr v2) and 0.5 (zarr v3, sharded or not), and plain 3D arrays.
 
-Convention: the metadata names the axes, in any order; whatever is stored, a volume is read z y x. Axes other than
-z, y, x must have size 1, except one channel axis when ``channel`` says which to take. Coordinates: a dataset's
+Convention: the metadata names the axes, in any order. Coordinates: a dataset's
 ``coordinateTransformations``, then those of the multiscale, each ``scale`` or ``translation``, in their order
 (OME-NGFF 0.4 and 0.5, section "multiscales"). Units become nanometres; an axis without one is taken as nanometres.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import product
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import tensorstore as ts
-from numpy.typing import NDArray
 
 from emdiffuse_vol.errors import InputError
-from emdiffuse_vol.geometry.boxes import AXES, Box, ceil_div
-from emdiffuse_vol.stores.kvstore import absolute, context, kvstore, read_json, reason
+from emdiffuse_vol.geometry.boxes import AXES
+from emdiffuse_vol.stores.chunked import (
+    ChunkedVolume,
+    ChunkName,
+    check_array,
+    choose_region,
+    joined,
+    open_chunked,
+    sizes_of,
+    spatial,
+)
+from emdiffuse_vol.stores.kvstore import absolute, inside, kvstore, read_json
 from emdiffuse_vol.stores.spec import digest_of, make_spec
 from emdiffuse_vol.stores.units import nanometres
-from emdiffuse_vol.stores.volume import Nanometres, VolumeSpec
+from emdiffuse_vol.stores.volume import Nanometres
 
 
 @dataclass(frozen=True)
@@ -39,68 +46,9 @@ class Level:
     digested: Any = None
 
 
-@dataclass(eq=False)
-class OmeZarrVolume:
-    """One level, one channel of a Zarr image. array: as stored; region: its part that is this volume, where axes
-    z y x are None and the others an index."""
-
-    url: str
-    options: dict[str, Any]
-    spec: VolumeSpec
-    name: str
-    axes: tuple[str, ...]
-    region: tuple[int | None, ...]
-    key: tuple[str, str]  # prefix and separator of chunk keys
-    array: ts.TensorStore = field(repr=False)
-
-    def read(self, box: Box) -> NDArray[Any]:
-        assert box in Box.of(self.spec.shape), f"box {box} is not inside shape {self.spec.shape}"
-        view = self.array[self._index(box)].transpose(self._order)
-        try:
-            return np.asarray(view.read().result())
-        except ValueError as error:
-            for key, part in self._chunks(box):
-                _check_chunk(self.array, part, f"chunk {key} of {self.name}")
-            raise InputError(f"{self.name} cannot be read at {box}: {reason(error)}") from error
-
-    @property
-    def _order(self) -> list[int]:
-        """Where z, y, x are among the axes that stay."""
-        spatial = [a for a in self.axes if a in AXES]
-        return [spatial.index(a) for a in AXES]
-
-    def _index(self, box: Box) -> tuple[slice | int, ...]:
-        slices = dict(zip(AXES, box.slices(), strict=True))
-        return tuple(slices[a] if i is None else i for a, i in zip(self.axes, self.region, strict=True))
-
-    def _chunks(self, box: Box) -> Iterator[tuple[str, tuple[slice, ...]]]:
-        """Key of each stored chunk (for sharded arrays: shard) that the box touches, and the part it touches."""
-        index = [i if isinstance(i, slice) else slice(i, i + 1) for i in self._index(box)]
-        cells = _sizes(self.array.chunk_layout.write_chunk)
-        grid = (range(i.start // c, ceil_div(i.stop, c)) for i, c in zip(index, cells, strict=True))
-        prefix, separator = self.key
-        for cell in product(*grid):
-            part = (
-                slice(max(i.start, n * c), min(i.stop, (n + 1) * c)) for i, n, c in zip(index, cell, cells, strict=True)
-            )
-            yield prefix + separator.join(map(str, cell)), tuple(part)
-
-
-def _sizes(grid: ts.ChunkLayout.Grid) -> tuple[int, ...]:
-    assert grid.shape is not None
-    return tuple(int(n or 1) for n in grid.shape)
-
-
-def _check_chunk(array: ts.TensorStore, part: tuple[slice, ...], name: str) -> None:
-    try:
-        array[part].read().result()
-    except ValueError as error:
-        raise InputError(f"{name} is damaged: {reason(error)}; copy it again from its source") from error
-
-
 def open_zarr(
-    url: str, *, voxel_size: Nanometres | None = None, level: int = 0, channel: int | None = None
-) -> OmeZarrVolume:
+    url: str, *, voxel_size: Nanometres | None = None, level: int = 0, channel: int | str | None = None
+) -> ChunkedVolume:
     """``voxel_size`` overrides the metadata. Raises InputError."""
     url = absolute(url)
     name = url.rsplit("/", 1)[-1]
@@ -116,21 +64,19 @@ def open_zarr(
     array, metadata = _open_level(url, found.path, name)
     if node == "array":
         found = _plain_level(name, array, metadata)
-    region = _region(name, found, array.shape, channel)
-    sizes = array.shape, _sizes(array.chunk_layout.read_chunk)
-    shape, chunk = ([size[found.axes.index(a)] for a in AXES] for size in sizes)
+    region = choose_region(name, found.axes, array.shape, channel, found.channels)
     spec = make_spec(
         name,
-        shape=(shape[0], shape[1], shape[2]),
+        shape=spatial(array.shape, found.axes),
         dtype=array.dtype.name,
         voxel_size=voxel_size or found.voxel_size,
         origin=found.origin,
-        chunk=(chunk[0], chunk[1], chunk[2]),
+        chunk=spatial(sizes_of(array.chunk_layout.read_chunk), found.axes),
         format=found.format,
         digest=digest_of([metadata, found.path, found.digested, region]),
     )
     options = {"voxel_size": voxel_size, "level": level, "channel": channel}
-    return OmeZarrVolume(url, options, spec, name, found.axes, region, _chunk_key(metadata), array)
+    return ChunkedVolume(url, options, spec, name, found.axes, region, _chunk_name(metadata), array)
 
 
 def read_attributes(url: str) -> tuple[str, dict[str, Any]] | None:
@@ -186,7 +132,7 @@ def _parse_level(name: str, ome: dict[str, Any], level: int) -> Level:
     channels = (c.get("label", "") for c in (ome.get("omero") or {}).get("channels", []))
     version = ome.get("version") or multiscale.get("version") or "without version"
     return Level(
-        path=str(datasets[level]["path"]).strip("/"),
+        path=inside(name, datasets[level]["path"]),
         axes=axes,
         voxel_size=(size[0], size[1], size[2]) if size else None,
         origin=(z, y, x),
@@ -228,12 +174,9 @@ def _open_level(url: str, path: str, name: str) -> tuple[ts.TensorStore, dict[st
     metadata = metadata or read_json(where, ".zarray")
     if metadata is None:
         raise InputError(f"{name} is missing, though its metadata name it; copy it again from its source")
-    # An input does not change while it is read: without this every cached chunk is asked for again on every read.
-    spec = {"driver": driver, "kvstore": kvstore(url, path), "recheck_cached_data": "open"}
-    try:
-        return ts.open(spec, open=True, read=True, context=context()).result(), metadata
-    except ValueError as error:
-        raise InputError(f"{name} cannot be opened: {reason(error)}; write it with another codec or dtype") from error
+    array = open_chunked(name, {"driver": driver, "kvstore": kvstore(url, path)})
+    check_array(name, array)
+    return array, metadata
 
 
 def _plain_level(name: str, array: ts.TensorStore, metadata: dict[str, Any]) -> Level:
@@ -247,34 +190,12 @@ def _plain_level(name: str, array: ts.TensorStore, metadata: dict[str, Any]) -> 
     return Level("", names if sorted(names) == sorted(AXES) else tuple(AXES))
 
 
-def _region(name: str, level: Level, shape: tuple[int, ...], channel: int | None) -> tuple[int | None, ...]:
-    """None for z, y, x; for any other axis the index that is read."""
-    if len(shape) != len(level.axes):
-        raise InputError(f"{name} has shape {shape}, its metadata {len(level.axes)} axes; correct its metadata")
-    region: list[int | None] = []
-    for axis, size in zip(level.axes, shape, strict=True):
-        if axis in AXES:
-            region.append(None)
-        elif axis == "c" and channel is not None:
-            if not 0 <= channel < size:
-                raise InputError(f"{name} has channels 0 to {size - 1}, found channel {channel}; choose one of them")
-            region.append(channel)
-        elif size == 1:
-            region.append(0)
-        elif axis == "c":
-            names = f" ({', '.join(level.channels)})" if any(level.channels) else ""
-            raise InputError(f"{name} has {size} channels{names}, expected 1; choose one with --channel")
-        else:
-            raise InputError(f"{name} has {size} positions along {axis}, expected 1; extract one first")
-    return tuple(region)
-
-
-def _chunk_key(metadata: dict[str, Any]) -> tuple[str, str]:
+def _chunk_name(metadata: dict[str, Any]) -> ChunkName:
     if metadata["zarr_format"] == 2:
-        return "", metadata.get("dimension_separator", ".")
+        return partial(joined, "", metadata.get("dimension_separator", "."))
     encoding = metadata["chunk_key_encoding"]
     configured = encoding.get("configuration", {}) if isinstance(encoding, dict) else {}
     if isinstance(encoding, dict) and encoding["name"] == "v2":
-        return "", configured.get("separator", ".")
+        return partial(joined, "", configured.get("separator", "."))
     separator = configured.get("separator", "/")
-    return "c" + separator, separator
+    return partial(joined, "c" + separator, separator)

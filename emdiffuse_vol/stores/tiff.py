@@ -1,8 +1,10 @@
 """Reading TIFF: one file with a section per page, or a folder with a section per file.
 
 Convention: sections are z, in page order or in natural order of the file names (numbers as numbers: section_2 before
-section_10). All have one shape and dtype. Only the sections, and of compressed ones only the strips or tiles, that a
-box needs are read; nothing stays open between reads. The voxel size counts only where the file gives all three.
+section_10). All have one shape and dtype. Where a file has a channel axis, ``channel`` says which to take. Files are
+read alone: other files that OME-XML names are not opened. Only the sections, and of compressed ones only the strips or
+tiles, that a box needs are read; nothing stays open between reads. The voxel size counts only where the file gives all
+three.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from math import prod
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -75,7 +78,7 @@ def _read_sections(file: Path, sections: list[Section], y: slice, x: slice, plan
             greys = np.memmap(file, section.dtype, "r", section.offset or 0, section.shape)
             next(planes)[:] = greys[y, x]
         return
-    with tifffile.TiffFile(file) as tif:
+    with _opened(file) as tif:
         for page in compressed:
             _decode(tif.pages[page].aspage(), y, x, next(planes))
 
@@ -117,13 +120,13 @@ def natural(name: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
 
 
-def open_tiff(path: Path, *, voxel_size: Nanometres | None = None) -> TiffVolume:
+def open_tiff(path: Path, *, voxel_size: Nanometres | None = None, channel: int | str | None = None) -> TiffVolume:
     """A file, or a folder with TIFF files in it. Raises InputError naming the file that is wrong."""
     files = section_files(path) if path.is_dir() else [path]
     sections: list[Section] = []
     for file in files:
         try:
-            found = _scan(file)
+            found = _scan(file, channel)
         except UNREADABLE as error:
             raise InputError(f"{file} cannot be read as TIFF: {_line(error)}; copy it again") from error
         if len(files) > 1 and len(found) > 1:
@@ -140,14 +143,14 @@ def open_tiff(path: Path, *, voxel_size: Nanometres | None = None) -> TiffVolume
         voxel_size=voxel_size or stored_voxel_size(files[0]),
         chunk=chunk,
         format="TIFF",
-        digest=digest_of([[f.name, f.stat().st_size] for f in files]),
+        digest=digest_of([[f.name, f.stat().st_size] for f in files] + ([] if channel is None else [["c", channel]])),
     )
-    return TiffVolume(str(path), {"voxel_size": voxel_size}, spec, tuple(sections))
+    return TiffVolume(str(path), {"voxel_size": voxel_size, "channel": channel}, spec, tuple(sections))
 
 
-def _scan(file: Path) -> list[Section]:
+def _scan(file: Path, channel: int | str | None) -> list[Section]:
     size = file.stat().st_size
-    with tifffile.TiffFile(file) as tif:
+    with _opened(file) as tif:
         pages = [page.aspage() for page in tif.pages]
         if not pages:
             raise ValueError("it has no pages")
@@ -155,22 +158,44 @@ def _scan(file: Path) -> list[Section]:
             if page.samplesperpixel != 1 or page.imagedepth != 1:
                 raise InputError(f"{file} holds colours or depth in page {page.index}, expected grey sections")
         sections = [_section(file, page) for page in pages]
-    with tifffile.TiffFile(file) as tif:
+    with _opened(file) as tif:
         series = tif.series[0]
-        others = {a: n for a, n in zip(series.axes, series.shape, strict=True) if a not in "YX" and n > 1}
-        if len(others) > 1 or "C" in others or "S" in others:
-            raise InputError(f"{file} has axes {dict(zip(series.axes, series.shape, strict=True))}, expected z, y, x")
-        count = sum(others.values()) or 1
+        axes = {a: n for a, n in zip(series.axes, series.shape, strict=True) if a not in "YX" and n > 1}
+        count = prod(axes.values())
+        stored = [page.index for page in series.pages if page is not None]
         if len(sections) == 1 and count > 1 and series.dataoffset is not None:
             # ImageJ describes a large stack by its first page only; the others follow it without a gap.
             step = pages[0].nbytes
+            if series.dataoffset + count * step > size:
+                raise ValueError(f"it ends after {size} bytes, expected {series.dataoffset + count * step}")
             first = sections[0]
             sections = [_moved(first, index, series.dataoffset + index * step) for index in range(count)]
+        elif sorted(stored) == list(range(len(sections))):
+            sections = [sections[index] for index in stored]  # OME-XML may tell another order than the pages have
     for section in sections:
-        end = 0 if section.offset is None else section.offset + section.dtype.itemsize * np.prod(section.shape)
+        end = 0 if section.offset is None else section.offset + section.dtype.itemsize * prod(section.shape)
         if end > size:
             raise ValueError(f"it ends after {size} bytes, expected {end}")
-    return sections
+    return _of_channel(file, sections, axes, channel)
+
+
+def _of_channel(file: Path, sections: list[Section], axes: dict[str, int], channel: int | str | None) -> list[Section]:
+    """axes: of all sections in their order, y and x and those of size 1 left out."""
+    if len(axes) - ("C" in axes) > 1:
+        raise InputError(f"{file} has axes {axes} besides y and x, expected z and at most channels; extract one volume")
+    if "C" not in axes or len(sections) != prod(axes.values()):
+        if channel not in (None, 0):
+            raise InputError(f"{file} has one channel, found channel {channel}; leave --channel out")
+        return sections
+    if not isinstance(channel, int) or not 0 <= channel < axes["C"]:
+        raise InputError(f"{file} has {axes['C']} channels, expected z, y, x; choose one with --channel, from 0")
+    order = np.arange(len(sections)).reshape(tuple(axes.values()))
+    return [sections[int(i)] for i in order.take(channel, axis=list(axes).index("C")).ravel()]
+
+
+def _opened(file: Path) -> tifffile.TiffFile:
+    # Names of files inside OME-XML could lead anywhere.
+    return tifffile.TiffFile(file, _multifile=False)
 
 
 def _section(file: Path, page: tifffile.TiffPage) -> Section:
@@ -196,7 +221,7 @@ def _check_equal(section: Section, first: Section, paged: bool) -> None:
 
 def stored_voxel_size(file: Path) -> Nanometres | None:
     """nm z y x from OME-XML or from ImageJ's tags; None unless all three are there with a unit of length."""
-    with tifffile.TiffFile(file) as tif:
+    with _opened(file) as tif:
         if tif.ome_metadata:
             return _ome_voxel_size(tif.ome_metadata)
         ij, tags = tif.imagej_metadata or {}, tif.pages.first.tags

@@ -1,0 +1,83 @@
+"""Any array that tensorstore can open, by a spec of its own: ``tensorstore:{...}`` or a JSON file with that.
+
+Convention: axes are what the dimension labels say; without labels an array has three, z, y, x. Units of dimensions give
+the voxel size. Specs are opened for reading only, whatever they say of creating or deleting.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tensorstore as ts
+
+from emdiffuse_vol.errors import InputError
+from emdiffuse_vol.geometry.boxes import AXES
+from emdiffuse_vol.stores.chunked import (
+    LARGEST_SIZE,
+    ChunkedVolume,
+    check_array,
+    choose_region,
+    joined,
+    open_chunked,
+    sizes_of,
+    spatial,
+    voxel_size_of,
+)
+from emdiffuse_vol.stores.spec import digest_of, make_spec
+from emdiffuse_vol.stores.volume import Nanometres
+
+SCHEME = "tensorstore:"
+LARGEST_FILE = 1 << 20  # bytes
+
+
+def is_spec_file(path: Path) -> bool:
+    return path.suffix == ".json" and path.is_file()
+
+
+def open_spec(url: str, *, voxel_size: Nanometres | None = None, channel: int | str | None = None) -> ChunkedVolume:
+    """``url``: "tensorstore:{...}" or the path of a JSON file. Raises InputError."""
+    name, spec = _read(url)
+    opened = open_chunked(name, spec | {"create": False, "delete_existing": False, "open": True})
+    if any(n > LARGEST_SIZE for n in opened.shape):
+        raise InputError(f"{name} has shape {opened.shape}: that is no volume; check the spec")
+    array = opened[ts.d[:].translate_to[0]] if opened.rank else opened
+    axes = _axes(name, array)
+    check_array(name, array)
+    region = choose_region(name, axes, array.shape, channel)
+    spec_of = make_spec(
+        name,
+        shape=spatial(array.shape, axes),
+        dtype=array.dtype.name,
+        voxel_size=voxel_size or voxel_size_of(array, axes),
+        chunk=spatial(sizes_of(array.chunk_layout.read_chunk), axes),
+        format="tensorstore",
+        digest=digest_of([spec, region]),
+    )
+    options = {"voxel_size": voxel_size, "channel": channel}
+    return ChunkedVolume(url, options, spec_of, name, axes, region, partial(joined, "", ","), array)
+
+
+def _read(url: str) -> tuple[str, dict[str, Any]]:
+    name = "the spec" if url.startswith(SCHEME) else Path(url).name
+    if not url.startswith(SCHEME) and Path(url).stat().st_size > LARGEST_FILE:
+        raise InputError(f"{url} is larger than a tensorstore spec can be; check the path")
+    try:
+        spec = json.loads(url.removeprefix(SCHEME) if url.startswith(SCHEME) else Path(url).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} is not JSON ({error}), expected a tensorstore spec; correct it") from error
+    if not isinstance(spec, dict) or "driver" not in spec:
+        raise InputError(f"{name} is no tensorstore spec, expected a JSON object with a driver; correct it")
+    return name, spec
+
+
+def _axes(name: str, array: ts.TensorStore) -> tuple[str, ...]:
+    labels = [label.lower() for label in array.domain.labels]
+    axes = tuple("c" if label == "channel" else label or f"axis {i}" for i, label in enumerate(labels))
+    if all(axes.count(a) == 1 for a in AXES):
+        return axes
+    if array.rank != 3 or any(labels):
+        raise InputError(f"{name} has axes ({', '.join(axes)}), expected z, y and x; label its dimensions")
+    return tuple(AXES)
