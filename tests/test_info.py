@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from emdiffuse_vol.geometry.boxes import Box, Triple
 from emdiffuse_vol.stores.convert import convert
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.survey import DEEPEST_RUN, PATCH, SECTIONS, ranges, sample_runs
+from emdiffuse_vol.stores.suspicions import contrast_problems
 from emdiffuse_vol.stores.volume import VolumeSpec
 
 
@@ -76,6 +78,54 @@ def test_greys_that_are_no_numbers_are_seen(tmp_path: Path) -> None:
     data[:, 40] = np.nan
     (problem,) = info(tmp_path, data)["problems"]
     assert problem.endswith("of the sample is not a finite number")
+
+
+def tissue(seed: int = 3) -> NDArray[Any]:
+    """Cells with thin dark membranes between them, coarser along z: [30, 200, 180]."""
+    from scipy.ndimage import gaussian_filter
+
+    field = gaussian_filter(np.random.default_rng(seed).standard_normal((30, 200, 180)), (1, 5, 5))
+    noise = np.random.default_rng(seed + 1).normal(0, 3, field.shape)
+    return np.clip(170 - 90 * (np.abs(field) < 0.1 * field.std()) + noise, 1, 255).astype(np.uint8)
+
+
+def test_inverted_contrast_is_suspected(tmp_path: Path) -> None:
+    assert info(tmp_path, tissue())["problems"] == []
+    (problem,) = info(tmp_path, 255 - tissue())["problems"]
+    assert problem.startswith("contrast may be inverted")
+
+
+def test_noise_alone_is_not_suspected() -> None:
+    rng = np.random.default_rng(4)
+    for distribution in (rng.standard_normal, rng.random):
+        assert list(contrast_problems([distribution((64, 64)) for _ in range(40)])) == []
+
+
+@pytest.mark.parametrize(("order", "axis"), [((1, 0, 2), "y"), ((2, 1, 0), "x")])
+def test_a_wrong_order_of_axes_is_suspected(tmp_path: Path, order: Triple, axis: str) -> None:
+    (problem,) = info(tmp_path, np.ascontiguousarray(tissue().transpose(order)))["problems"]
+    assert problem.startswith(f"greys change most along {axis}")
+    assert problem.endswith("check the order of the axes")
+
+
+def test_stored_axes_are_told(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "v.zarr", mode="w")
+    group.create_array("0", data=greys((1, 12, 80, 90)), chunks=(1, 4, 64, 64))
+    axes = [{"name": a, "type": "channel" if a == "c" else "space"} for a in "cxyz"]
+    scale = {"type": "scale", "scale": [1.0, 8.0, 8.0, 40.0]}
+    datasets = [{"path": "0", "coordinateTransformations": [scale]}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    result = CliRunner().invoke(main, ["info", str(tmp_path / "v.zarr"), "--json"])
+    facts = json.loads(result.stdout)
+    assert (facts["stored_axes"], facts["shape"]) == (["c", "x", "y", "z"], [90, 80, 12])
+    assert "c x y z as stored, read as z y x" in CliRunner().invoke(main, ["info", str(tmp_path / "v.zarr")]).output
+
+
+def test_real_volumes_are_not_suspected(data: Path) -> None:
+    for name, size in (("celegans_tiff_series", "50,4,4"), ("gala_fib_hdf5/train-image.h5", "8,8,8")):
+        result = CliRunner().invoke(main, ["info", str(data / name), "--voxel-size", size, "--json"])
+        assert result.exit_code == 0, result.output
+        assert not any("inverted" in p or "axes" in p for p in json.loads(result.stdout)["problems"])
 
 
 def test_the_table_of_an_ome_zarr(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def describe(volume: Any) -> dict[str, Any]:
         "volume": volume.url,
         "format": spec.identity["format"],
         "axes": "zyx",
+        "stored_axes": list(getattr(volume, "axes", "zyx")),
         "shape": spec.shape,
         "dtype": spec.dtype,
         "chunk": spec.chunk,
@@ -56,6 +57,7 @@ def table(facts: dict[str, Any]) -> str:
     rows = {
         "volume": facts["volume"],
         "format": f"{facts['format']}, {facts['dtype']}",
+        "axes": f"{' '.join(facts['stored_axes'])} as stored, read as z y x",
         "shape (z y x)": f"{triple(facts['shape'])}, read in chunks of {triple(facts['chunk'])}",
         "voxel size": f"{triple(facts['voxel_size_nm'])} nm, first voxel at {triple(facts['origin_nm'])} nm",
         "factor": f"{facts['factor_to_isotropy']:g} to isotropy",

@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse_vol.geometry.boxes import Box
+from emdiffuse_vol.stores.suspicions import axis_problems, contrast_problems
 from emdiffuse_vol.stores.volume import Volume, VolumeSpec
 
 PATCH = 64  # voxels along y and x
 DEEPEST_RUN = 64  # sections
 RUNS, SECTIONS = 16, 256  # at least so many runs, and more where runs are thin, if the volume has them
 SATURATED = 0.01
+MOST_PATCHES = 100  # that are looked at for their contrast, about
 
 # Of damaged sections. A grey is an outlier where it is far from the median of its neighbours on either side, by so many
 # standard deviations of the change from section to section, and by so much of the range of greys.
@@ -52,14 +54,16 @@ def factor_to_isotropy(spec: VolumeSpec) -> float:
 def survey(volume: Volume) -> Survey:
     """Raises InputError where the sample hits damage."""
     constant: dict[int, float] = {}
-    samples, sections = [], 0
+    samples, patches, sections = [], [], 0
     for run in sample_runs(volume.spec):
-        columns = _columns(volume, run)
+        boxes = [volume.read(box) for box in run]
+        columns = np.concatenate([box.reshape(len(box), -1) for box in boxes], axis=1)
         sections += len(columns)
         flat = columns.min(axis=1) == columns.max(axis=1)
         first = run[0].start[0]
         constant |= {first + int(i): float(columns[i, 0]) for i in np.flatnonzero(flat)}
         samples.append(columns[~flat].ravel())
+        patches += [box[np.flatnonzero(~flat)[0]].astype(np.float64) for box in boxes if not flat.all()]
     greys = np.concatenate(samples)
     finite = greys[np.isfinite(greys)]
     low, middle, high = np.percentile(finite if finite.size else [0], (0.5, 50, 99.5)).tolist()
@@ -68,7 +72,13 @@ def survey(volume: Volume) -> Survey:
         percentiles=(low, middle, high),
         constant=tuple(constant),
         factor=factor_to_isotropy(volume.spec),
-        problems=(*_geometry_problems(volume.spec), *_section_problems(constant), *_grey_problems(greys)),
+        problems=(
+            *_geometry_problems(volume.spec),
+            *axis_problems(volume),
+            *_section_problems(constant),
+            *_grey_problems(greys),
+            *contrast_problems(patches[:: max(1, len(patches) // MOST_PATCHES)]),
+        ),
     )
 
 
