@@ -20,6 +20,7 @@ COMMANDS = {
     "plan": "Say what a run would cost, before it starts.",
     "status": "Show how far a run is.",
     "verify": "Check an output against its ledger.",
+    "report": "Write a page about an output: pictures, reliability, speed, provenance.",
     "convert": "Turn TIFF or OME-Zarr into OME-Zarr.",
     "info": "Print shape, voxel size, greys and factor of a volume.",
     "sample": "Write a procedural EM-like volume of any size.",
