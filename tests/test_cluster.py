@@ -22,7 +22,7 @@ from emdiffuse_vol.cli.main import main
 from emdiffuse_vol.config import load_request
 from emdiffuse_vol.errors import ClusterError, ConfigError, EmdvolError, Stopped
 from emdiffuse_vol.executors import dask, gpu, slurm, walltime
-from emdiffuse_vol.executors.dask import on_scheduler, run_here
+from emdiffuse_vol.executors.dask import on_scheduler, on_this_machine, run_here
 from emdiffuse_vol.executors.slurm import Slurm
 from emdiffuse_vol.executors.walltime import OutOfTime, check_time, seconds_left
 from emdiffuse_vol.reconstruct.engine import work
@@ -415,3 +415,13 @@ def test_errors_that_cannot_travel_arrive_as_words() -> None:
     assert isinstance(run_here(task, 0, True)[1], EmdvolError)
     _, error, trace = run_here(task, 1, True)
     assert type(error) is RuntimeError and str(error) == "Local: of this place" and "Traceback" in trace
+
+
+def test_a_cluster_of_ours_is_not_that_of_other_dask_computations() -> None:
+    from dask import config
+
+    executor = on_this_machine(1)
+    try:
+        assert config.get("scheduler", None) is None
+    finally:
+        executor.close()

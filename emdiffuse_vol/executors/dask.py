@@ -191,7 +191,9 @@ def on_this_machine(workers: int | None) -> DaskExecutor:
     except RuntimeError as error:  # a process was killed, or met with something in its surroundings
         raise ClusterError(f"a dask worker ended as it started ({error}); the same command starts it again") from error
     # Their time is up when that of this process is.
-    return DaskExecutor(Client(cluster), cluster, threads=max(1, available_cores() // workers), renewable=False)
+    return DaskExecutor(
+        Client(cluster, set_as_default=False), cluster, threads=max(1, available_cores() // workers), renewable=False
+    )
 
 
 def on_scheduler(address: str, version: str) -> DaskExecutor:
@@ -202,7 +204,7 @@ def on_scheduler(address: str, version: str) -> DaskExecutor:
     dask.config.set(SETTINGS)
     _hush()
     try:
-        client = Client(address, timeout=CONNECT)
+        client = Client(address, timeout=CONNECT, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise ClusterError(
             f"no dask scheduler answers at {address}, expected such as tcp://host:8786; start it or correct it"

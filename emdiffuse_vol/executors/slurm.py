@@ -267,7 +267,7 @@ def on_slurm(slurm: Slurm) -> DaskExecutor:
     cluster = make_cluster(slurm)
     keeper = Keeper(cluster, slurm)
     threads = max(1, slurm.cores // slurm.workers)
-    executor = DaskExecutor(Client(cluster), cluster, threads=threads, watch=keeper.check)
+    executor = DaskExecutor(Client(cluster, set_as_default=False), cluster, threads=threads, watch=keeper.check)
     try:
         cluster.sync(keeper.fill)
         cluster.loop.add_callback(keeper.keep)
