@@ -21,6 +21,7 @@ from emdiffuse_vol.cli.main import main
 from emdiffuse_vol.errors import InputError
 from emdiffuse_vol.geometry.boxes import Box, Triple
 from emdiffuse_vol.stores import convert as module
+from emdiffuse_vol.stores import copying
 from emdiffuse_vol.stores.convert import convert, shard_for
 from emdiffuse_vol.stores.image import write_units
 from emdiffuse_vol.stores.opening import open_volume
@@ -85,7 +86,7 @@ def test_any_shape_chunk_and_band_gives_the_same_voxels_and_pyramid(
     folder = tmp_path_factory.mktemp("convert")
     data = greys(shape, "uint16")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BAND_BYTES", band)
+        patch.setattr(copying, "BAND_BYTES", band)
         patch.setattr(module, "SHARD_EDGE", 16)
         patch.setattr(module, "pyramid_shapes", lambda shape: full_pyramid(shape, smallest=8))
         calls: list[tuple[int, int]] = []

@@ -288,7 +288,7 @@ def test_levels_of_an_n5_group(tmp_path: Path) -> None:
     coarse = open_volume(root, level=1)
     assert coarse.spec.voxel_size == (80, 16, 8)
     np.testing.assert_array_equal(coarse.read(Box.of((3, 5, 7))), greys()[::2, ::2, ::2])
-    with pytest.raises(InputError, match="without an array s2"):
+    with pytest.raises(InputError, match="without level 2, s2"):
         open_volume(root, level=2)
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import click
 
+from emdiffuse_vol.cli.export import write
 from emdiffuse_vol.cli.options import INTS, channel_option, level_option, voxel_size_option
 
 
 @click.command()
 @click.argument("source", metavar="IN")
-@click.argument("out", metavar="OUT.zarr")
+@click.argument("out", metavar="OUT")
 @voxel_size_option
 @level_option
 @channel_option
-@click.option("--chunk", type=INTS, default=(64, 64, 64), help="Chunk in voxels; 64,64,64 when not given.")
-@click.option("--overwrite", is_flag=True, help="Replace a Zarr that is already there.")
+@click.option(
+    "--chunk", type=INTS, default=(64, 64, 64), help="Chunk of an OME-Zarr in voxels; 64,64,64 when not given."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a volume that is already there.")
 def command(
     source: str,
     out: str,
@@ -24,14 +27,22 @@ def command(
     chunk: tuple[int, int, int],
     overwrite: bool,
 ) -> None:
-    """Turn TIFF sections, a TIFF stack, OME-Zarr 0.4 or 0.5, or a plain Zarr array into a sharded OME-Zarr 0.5."""
+    """Turn any volume into a sharded OME-Zarr 0.5, or into what OUT's suffix says: .tif, .h5, .n5, .precomputed.
+
+    Reads OME-Zarr, Zarr, N5, precomputed, HDF5 (file.h5:/path), MRC, TIFF and folders of TIFF sections. A conversion in
+    a folder that was interrupted is gone on with by the same command.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
     from emdiffuse_vol import __version__
     from emdiffuse_vol.stores.convert import check_place, convert
+    from emdiffuse_vol.stores.export import format_of
     from emdiffuse_vol.stores.opening import open_volume
 
+    if (format := format_of(out)) not in (None, "ome-zarr"):
+        volume = open_volume(source, voxel_size=voxel_size, level=level, channel=channel)
+        return write(volume, out, format, overwrite=overwrite)
     check_place(out, overwrite)
     volume = open_volume(source, voxel_size=voxel_size, level=level, channel=channel)
     with Progress(console=Console(stderr=True)) as progress:

@@ -21,12 +21,15 @@ COMMANDS = {
     "status": "Show how far a run is.",
     "verify": "Check an output against its ledger.",
     "report": "Write a page about an output: pictures, reliability, speed, provenance.",
-    "convert": "Turn TIFF or OME-Zarr into OME-Zarr.",
+    "view": "Open an output in neuroglancer, beside its input.",
+    "convert": "Turn any volume into OME-Zarr.",
+    "export": "Write a reconstruction as TIFF, HDF5, N5 or precomputed.",
     "info": "Print shape, voxel size, greys and factor of a volume.",
     "sample": "Write a procedural EM-like volume of any size.",
     "models": "List, show, import and check weights.",
     "train": "Train a network on volumes or pairs of your own.",
     "evaluate": "Score a reconstruction against a truth volume.",
+    "doctor": "Say what is installed, what is here, and how to get what is missing.",
 }
 
 

@@ -1,30 +1,38 @@
 """Any volume to a sharded OME-Zarr 0.5 with its pyramid.
 
 Convention: the output is written beside its place, under a hidden name, and renamed when it is whole: what has the
-output's name is never half-made. Every shard is written once. Memory is bounded by ``BAND_BYTES`` and a few shards,
-whatever the volume's size.
+output's name is never half-made. Every shard is written once. A copy that was killed goes on where it was; one that
+fails leaves nothing.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tensorstore as ts
+
 from emdiffuse_vol.errors import OutputError
-from emdiffuse_vol.geometry.boxes import Box, Triple, ceil_div, cell_box, cells_meeting, grid_shape
-from emdiffuse_vol.stores.image import coarsen, create_image, finish, open_array, stored_unit, write_units
+from emdiffuse_vol.geometry.boxes import Triple, ceil_div
+from emdiffuse_vol.stores.copying import Journal, Target, Write, fill, remove
+from emdiffuse_vol.stores.image import create_image, open_array, stored_unit, write_units
 from emdiffuse_vol.stores.kvstore import is_remote
 from emdiffuse_vol.stores.pyramid import pyramid_shapes
+from emdiffuse_vol.stores.spec import digest_of
 from emdiffuse_vol.stores.volume import Volume
 
 CHUNK: Triple = (64, 64, 64)
 SHARD_EDGE = 256
+ZARR_KEYS = ("zarr.json", ".zgroup", ".zarray")
 
-# Read at once: neighbouring shards along x, since strips of a TIFF span the width and are decoded whole.
-BAND_BYTES = 256 << 20
+Progress = Callable[[int, int], None]
+
+
+def silent(done: int, total: int) -> None:
+    pass
 
 
 def convert(
@@ -34,7 +42,7 @@ def convert(
     chunk: Triple = CHUNK,
     overwrite: bool = False,
     provenance: dict[str, Any] | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> None:
     """Copy a volume to an OME-Zarr at ``out``, a local path. progress: called with shards done and in all.
 
@@ -42,28 +50,95 @@ def convert(
     OutputError, GeometryError, or InputError when reading fails; then nothing is left.
     """
     place = check_place(out, overwrite)
+    spec = volume.spec
+    attributes = {"emdvol": (provenance or {}) | {"source": spec.identity}}
+
+    def make(path: Path, begun: bool) -> Target:
+        shapes = pyramid_shapes(spec.shape)
+        if not begun:
+            create_image(
+                str(path),
+                shape=spec.shape,
+                dtype=spec.dtype,
+                voxel_size=spec.voxel_size,
+                origin=spec.origin,
+                chunk=chunk,
+                shard=shard_for(spec.shape, chunk),
+                levels=len(shapes),
+                name=place.stem,
+                attributes=attributes,
+            )
+        return _Image(path, shapes)
+
+    build(volume, place, make, digest_of([attributes, volume.url, list(chunk), place.name]), progress)
+
+
+@dataclass(frozen=True)
+class _Image:
+    path: Path
+    shapes: list[Triple]
+
+    def unit(self, level: int) -> Triple:
+        return stored_unit(open_array(str(self.path), level, "w"))
+
+    def writer(self, level: int) -> Write:
+        array = open_array(str(self.path), level, "w")
+        return lambda box, greys: write_units(array, box, greys)
+
+    def reader(self, level: int) -> ts.TensorStore:
+        # Every finer voxel is read once, in whole chunks: a cache would only hold what nobody asks for again.
+        return open_array(str(self.path), level, cache_bytes=1 << 20)
+
+    def close(self) -> None:
+        pass
+
+
+def build(
+    volume: Volume,
+    place: Path,
+    make: Callable[[Path, bool], Target],
+    key: str | None,
+    progress: Progress,
+) -> None:
+    """Fill a target under a hidden name and give it its own. make: (path, whether it was begun) -> the target there.
+
+    key: a target in a folder that was begun under the same key is gone on with; None for one that cannot be.
+    """
     fresh = place.with_name(f".{place.name}.partial")
     try:
-        shutil.rmtree(fresh, ignore_errors=True)  # of a conversion that was killed
+        if key is None:
+            remove(fresh)
+        journal = Journal(None, "", []) if key is None else Journal.open(fresh, key)
         place.parent.mkdir(parents=True, exist_ok=True)
-        _fill(volume, fresh, place.stem, chunk, provenance or {}, progress)
+        target = make(fresh, journal.begun)
+        journal.begin(len(target.shapes))
+        try:
+            fill(volume, target, journal, progress)
+        finally:
+            target.close()
+        journal.end()
         swap(fresh, place)
-    except OSError as error:
-        raise OutputError(f"{place} cannot be written: {error.strerror or error}; choose another place") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    except Exception as error:  # an interrupted copy is left, to be gone on with
+        remove(fresh)
+        if isinstance(error, OSError):
+            raise OutputError(f"{place} cannot be written: {error.strerror or error}; choose another place") from error
+        raise
 
 
 def check_place(out: str | os.PathLike[str], overwrite: bool) -> Path:
+    place = check_local(out, overwrite)
+    if os.path.lexists(place) and not any((place / key).is_file() for key in ZARR_KEYS):
+        raise OutputError(f"{place} exists and is not a Zarr, so it is not overwritten; choose another place")
+    return place
+
+
+def check_local(out: str | os.PathLike[str], overwrite: bool) -> Path:
+    """Raises OutputError for a URL, and for what exists without ``overwrite``."""
     if is_remote(os.fspath(out)):
         raise OutputError(f"{out} is a URL, expected a local path; convert here and copy the result there")
     place = Path(os.path.abspath(out))
-    if not os.path.lexists(place):
-        return place
-    if not overwrite:
+    if os.path.lexists(place) and not overwrite:
         raise OutputError(f"{place} exists; choose another place or give --overwrite")
-    if not any((place / key).is_file() for key in ("zarr.json", ".zgroup", ".zarray")):
-        raise OutputError(f"{place} exists and is not a Zarr, so it is not overwritten; choose another place")
     return place
 
 
@@ -73,75 +148,11 @@ def shard_for(shape: Triple, chunk: Triple) -> Triple:
     return z, y, x
 
 
-def _fill(
-    volume: Volume,
-    path: Path,
-    name: str,
-    chunk: Triple,
-    provenance: dict[str, Any],
-    progress: Callable[[int, int], None],
-) -> None:
-    spec = volume.spec
-    shapes = pyramid_shapes(spec.shape)
-    shard = shard_for(spec.shape, chunk)
-    create_image(
-        str(path),
-        shape=spec.shape,
-        dtype=spec.dtype,
-        voxel_size=spec.voxel_size,
-        origin=spec.origin,
-        chunk=chunk,
-        shard=shard,
-        levels=len(shapes),
-        name=name,
-        attributes={"emdvol": provenance | {"source": spec.identity}},
-    )
-    total = sum(z * y * x for z, y, x in (grid_shape(shape, shard) for shape in shapes))
-    progress(0, total)
-    done = 0
-    for level, shape in enumerate(shapes):
-        for _ in _copy(volume, path) if level == 0 else _coarser(path, level, shape):
-            done += 1
-            progress(done, total)
-
-
-def _copy(volume: Volume, path: Path) -> Iterator[None]:
-    """Level 0, a band of shards at a time; the last shard of a band is written while the next band is read."""
-    array = open_array(str(path), 0, "w")
-    unit, spec = stored_unit(array), volume.spec
-    itemsize = array.dtype.numpy_dtype.itemsize
-    width = max(1, BAND_BYTES // (unit[0] * unit[1] * unit[2] * itemsize)) * unit[2]
-    whole, pending = Box.of(spec.shape), None
-    for index in cells_meeting(whole, (unit[0], unit[1], width)):
-        band = cell_box(index, (unit[0], unit[1], width)) & whole
-        greys = volume.read(band)
-        for cell in cells_meeting(band, unit):
-            box = cell_box(cell, unit) & whole
-            finish(pending)
-            pending = write_units(array, box, greys[box.slices(band.start)])
-            yield
-    finish(pending)
-
-
-def _coarser(path: Path, level: int, shape: Triple) -> Iterator[None]:
-    # Every finer voxel is read once, in whole chunks: a cache would only hold what nobody asks for again.
-    fine = open_array(str(path), level - 1, cache_bytes=1 << 20)
-    array = open_array(str(path), level, "w")
-    unit, whole, pending = stored_unit(array), Box.of(shape), None
-    for cell in cells_meeting(whole, unit):
-        box = cell_box(cell, unit) & whole
-        greys = coarsen(fine, box)
-        finish(pending)
-        pending = write_units(array, box, greys)
-        yield
-    finish(pending)
-
-
 def swap(fresh: Path, place: Path) -> None:
     """Give the finished output its name; an old one leaves only then."""
     old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
     if place.exists():
         place.rename(old)
     fresh.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)

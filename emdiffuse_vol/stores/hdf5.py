@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from emdiffuse_vol.errors import InputError
 from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.stores.chunked import LARGEST_CHUNK, choose_region
+from emdiffuse_vol.stores.kvstore import is_remote
 from emdiffuse_vol.stores.spec import digest_of, make_spec
 from emdiffuse_vol.stores.volume import Nanometres, VolumeSpec
 
@@ -59,9 +60,9 @@ def is_hdf5(path: Path) -> bool:
 
 
 def split_url(url: str) -> tuple[Path, str]:
-    """ "file.h5:/volumes/raw" -> the file, "/volumes/raw"; without a dataset the second is empty."""
+    """file.h5:/volumes/raw -> the file, /volumes/raw; without a dataset the second is empty."""
     file, colon, dataset = url.rpartition(":/")
-    return (Path(file), "/" + dataset) if colon else (Path(url), "")
+    return (Path(file), "/" + dataset) if colon and not is_remote(url) else (Path(url), "")
 
 
 def open_hdf5(url: str, *, voxel_size: Nanometres | None = None, channel: int | str | None = None) -> Hdf5Volume:

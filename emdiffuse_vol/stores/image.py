@@ -56,7 +56,7 @@ def create_image(
     _check_geometry(shape, dtype, axes, chunk, shard, levels)
     if any(read_json(url, key) for key in ("zarr.json", ".zgroup", ".zarray")):
         raise OutputError(f"{url} is a Zarr already, expected a new place; choose another or remove it")
-    ome: dict[str, Any] = {"version": "0.5", "multiscales": [_multiscale(name, axes, voxel_size, origin, levels)]}
+    ome: dict[str, Any] = {"version": "0.5", "multiscales": [multiscale(name, axes, voxel_size, origin, levels)]}
     if omero is not None:
         ome["omero"] = omero
     try:
@@ -165,7 +165,7 @@ def _level_shape(shape: Sequence[int], level: int) -> list[int]:
     return [*shape[:-3], *spatial]
 
 
-def _multiscale(name: str, axes: str, size: Nanometres, origin: Nanometres, levels: int) -> dict[str, Any]:
+def multiscale(name: str, axes: str, size: Nanometres, origin: Nanometres, levels: int) -> dict[str, Any]:
     described = [
         {"name": a, "type": "channel"} if a == "c" else {"name": a, "type": "space", "unit": "nanometer"} for a in axes
     ]

@@ -80,7 +80,9 @@ def _level_path(url: str, name: str, group: dict[str, Any], level: int) -> str:
         except (LookupError, TypeError) as error:
             raise InputError(f"{name} has no level {level} among its multiscales; choose another --level") from error
     if "dimensions" not in (read_json(f"{url}/{path}", KEY) or {}):
-        raise InputError(f"{name} is an N5 group without an array {path}; give the path of an array inside it")
+        raise InputError(
+            f"{name} is an N5 group without level {level}, {path}; give --level, or the path of an array in it"
+        )
     return path
 
 
