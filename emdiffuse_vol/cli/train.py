@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -28,6 +29,9 @@ def command(config: str, pair: tuple[str, str] | None, **flags: Any) -> None:
     from emdiffuse_vol.cli.progress import training_bar
     from emdiffuse_vol.training.train import train
 
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first speaks
+        train(request)
+        return
     with training_bar() as notify:
         path = train(request, notify)
     click.echo(f"{path} is complete; use it with --weights {path}.")

@@ -37,8 +37,8 @@ def load_training(file: str, flags: dict[str, Any]) -> TrainRequest:
     given = {key: value for key, value in flags.items() if value is not None}
     of_fit = {key: given.pop(key) for key in ("steps", "minutes", "seed") if key in given}
     settings |= given
-    if of_fit:
-        settings["fit"] = {**settings.get("fit", {}), **of_fit}
+    if of_fit and isinstance(settings.setdefault("fit", {}), dict):
+        settings["fit"] |= of_fit
     return _validated(TrainRequest, settings)
 
 

@@ -100,6 +100,7 @@ def residuals(
         truth = truth[: made.sizes["z"]]
         hidden = np.arange(len(truth)) % gap != 0
         known = np.broadcast_to(turned.known, turned.greys.shape)[: len(truth)][hidden] > 0
-        error = np.abs(made["mean"].values.astype(np.float32) - truth)[hidden][known]
-        result.append((error, made["uncertainty"].values[hidden][known]))
+        if known.any():
+            error = np.abs(made["mean"].values.astype(np.float32) - truth)[hidden][known]
+            result.append((error, made["uncertainty"].values[hidden][known]))
     return result

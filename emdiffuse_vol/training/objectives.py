@@ -8,7 +8,7 @@ guess to beat) first.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -126,13 +126,21 @@ class SlabObjective:
     def score(self, net: SlabNet) -> dict[str, float]:
         """Over all held-out volumes and the axes that may play z: gains at each factor, and the members' CRPS."""
         scores: dict[str, list[float]] = {}
-        for factor in sorted(set(SCORED) & set(self.sizes.factors)) or self.sizes.factors[:1]:
-            for volume in self.held_out:
-                for turned in orientations(_corner(volume), 2 * factor):
-                    for name, value in hidden_scores(net, turned, factor).items():
-                        scores.setdefault(name, []).append(value)
-                        scores.setdefault(f"{name}_x{factor}", []).append(value)
+        for factor, turned in self.scored():
+            for name, value in hidden_scores(net, turned, factor).items():
+                scores.setdefault(name, []).append(value)
+                scores.setdefault(f"{name}_x{factor}", []).append(value)
         return {name: float(np.mean(values)) for name, values in scores.items()}
+
+    def scored(self) -> list[tuple[int, TrainingVolume]]:
+        """(factor, volume turned) of the scores: those in which something hidden was measured."""
+        return [
+            (factor, turned)
+            for factor in sorted(set(SCORED) & set(self.sizes.factors)) or self.sizes.factors[:1]
+            for volume in self.held_out
+            for turned in orientations(_corner(volume), 2 * factor)
+            if turned.known[np.arange(len(turned.known)) % factor != 0].any()
+        ]
 
     def picture(self, net: SlabNet) -> FloatArray:
         volume = _corner(max(self.held_out, key=lambda held: held.greys.size))
@@ -185,8 +193,6 @@ def hidden_scores(net: SlabNet, turned: TrainingVolume, factor: int) -> dict[str
 
 
 def _shortened(crop: Crop, depth: int) -> Crop:
-    from dataclasses import replace
-
     if len(crop.truth) == depth:
         return crop
     gaps = int((depth - 1) / crop.gap)
@@ -316,11 +322,12 @@ def vem_objective(
 ) -> DiffusionObjective:
     """vEMDiffuse with the published network, which knows one factor."""
     (factor,) = sizes.factors
+    sharp = replace(chances, blur=0.0)  # the blur is the published one, of ``plane_batch``
 
     def draw(rng: np.random.Generator, step: int) -> Planes:
         volume = cubes.choose(rng, step)
         crops = [random_crop(rng, volume, factor, factor, sizes.patch) for _ in range(sizes.batch)]
-        crops = [augment(rng, _first_gap(crop, factor), chances) for crop in crops]
+        crops = [augment(rng, _shortened(crop, factor + 1), sharp) for crop in crops]
         return plane_batch(crops, rng, chances.blur)
 
     def held() -> Planes:
@@ -334,10 +341,6 @@ def vem_objective(
         return plane_batch([crop for crop in crops if crop.truth.shape[1] == side], rng, 0)
 
     return DiffusionObjective(draw, held, difficulty)
-
-
-def _first_gap(crop: Crop, factor: int) -> Crop:
-    return _shortened(crop, factor + 1)
 
 
 def pair_objective(

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from emdiffuse_vol.errors import ConfigError, InputError
-from emdiffuse_vol.geometry.boxes import Box
+from emdiffuse_vol.geometry.boxes import Box, reflect
+from emdiffuse_vol.reconstruct.empty import Overlay
 from emdiffuse_vol.reconstruct.greys import GreyMap, dtype_greys, measure_greys
 from emdiffuse_vol.reconstruct.run import parse_roi
 from emdiffuse_vol.stores.opening import open_volume
-from emdiffuse_vol.stores.volume import Nanometres, Volume
+from emdiffuse_vol.stores.volume import Nanometres, Volume, VolumeSpec
 from emdiffuse_vol.training.volumes import FloatArray, TrainingVolume, coarse_volume, isotropic_volume, lateral_volume
 
 IN_MEMORY = 2**27  # voxels, 512 MB of float32
@@ -34,7 +35,8 @@ Refill = Callable[[TrainingVolume, int], TrainingVolume]
 
 @dataclass(frozen=True)
 class VolumeSource:
-    """An entry of ``volumes`` in the configuration. Sizes are z, y, x in nm; roi and mask are in its voxels."""
+    """An entry of ``volumes`` in the configuration. Sizes are z, y, x in nm; roi is in its voxels. mask: a volume, 0
+    where nothing is to be learnt; of another shape, it is placed in nm."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -67,7 +69,7 @@ class Source:
     region: Box
     greys: GreyMap
     factor: int | None
-    mask: Volume | None = None
+    mask: Overlay | None = None
     weight: float = 1.0
     coarse: int | None = None
     refill: Refill | None = field(default=None, repr=False)
@@ -75,13 +77,18 @@ class Source:
     def read(self, box: Box) -> TrainingVolume:
         """box: voxels of the stored volume."""
         greys = self.greys.normalise(self.volume.read(box))
+        inside = None if self.mask is None else inside_mask(self.mask, box)
         if self.coarse is not None:
-            return coarse_volume(greys, self.coarse)
-        result = isotropic_volume(greys) if self.factor is None else lateral_volume(greys, self.factor)
-        if self.mask is not None:
-            inside = (self.mask.read(box) != 0).astype(np.float32)
-            if self.factor is not None:  # a plane between sections is never known, so its mask does not matter
+            result = coarse_volume(greys, self.coarse)
+            if inside is not None:
+                inside = inside[reflect(np.arange(len(result.greys)), len(inside))]
+        elif self.factor is not None:
+            result = lateral_volume(greys, self.factor)
+            if inside is not None:  # a plane between sections is never known, so its mask does not matter
                 inside = np.repeat(inside, self.factor, axis=0)[: len(result.greys)]
+        else:
+            result = isotropic_volume(greys)
+        if inside is not None:
             result = replace(result, known=result.known * inside)
         if self.refill is not None and self.factor is not None:
             result = self.refill(result, self.factor)
@@ -97,17 +104,34 @@ class Source:
 
     def cube(self, rng: np.random.Generator) -> TrainingVolume:
         """Somewhere in the region, where the mask has tissue if that is found soon."""
-        depth = ceil(CUBE[0] / (self.factor or 1)) + 1
-        shape = tuple(min(n, s) for n, s in zip(self.region.shape, (depth, *CUBE[1:]), strict=True))
+        sides: tuple[int, ...] = (ceil(CUBE[0] / (self.factor or 1)) + 1, *CUBE[1:])
+        if self.coarse is not None:  # every row is a section
+            sides = tuple(max(n, self.coarse) for n in CUBE)
+        shape = tuple(min(n, s) for n, s in zip(self.region.shape, sides, strict=True))
         for _ in range(FRESH):
             start = tuple(
                 int(rng.integers(a, b - n + 1))
                 for a, b, n in zip(self.region.start, self.region.stop, shape, strict=True)
             )
             box = Box(start, tuple(a + n for a, n in zip(start, shape, strict=True)))  # type: ignore[arg-type]
-            if self.mask is None or self.mask.read(box).mean() > 0.1:
+            if self.mask is None or inside_mask(self.mask, box).mean() > 0.1:
                 break
         return self.read(box)
+
+
+def inside_mask(mask: Overlay, box: Box) -> FloatArray:
+    """1 for voxels of ``box`` whose centre lies where the mask is not 0, else 0; it is 0 outside itself, too."""
+    found = np.zeros(box.shape, np.float32)
+    places = [
+        np.floor((np.arange(a, b) - offset) / step + 0.5).astype(int)
+        for a, b, offset, step in zip(box.start, box.stop, mask.offset, mask.step, strict=True)
+    ]
+    there = [np.flatnonzero((p >= 0) & (p < n)) for p, n in zip(places, mask.volume.spec.shape, strict=True)]
+    if all(t.size for t in there):
+        z, y, x = (p[t] for p, t in zip(places, there, strict=True))
+        part = Box((z[0], y[0], x[0]), (z[-1] + 1, y[-1] + 1, x[-1] + 1))
+        found[np.ix_(*there)] = mask.volume.read(part)[np.ix_(z - z[0], y - y[0], x - x[0])] != 0
+    return found
 
 
 class Cubes:
@@ -158,27 +182,39 @@ def open_source(entry: VolumeSource, mode: str, held_out: float, coarse: int | N
         raise ConfigError(f"weight of {entry.path} is {entry.weight}; it must be above 0")
     mask = None
     if entry.mask is not None:
-        mask = open_volume(entry.mask, voxel_size=spec.voxel_size)
-        if mask.spec.shape != spec.shape:
-            raise InputError(f"mask {entry.mask} is {mask.spec.shape}, its volume {spec.shape}; make them one shape")
+        mask = _open_mask(entry.mask, spec)
     factor = _factor(entry.path, spec.voxel_size, mode)
     greys, _ = measure_greys(region.shape, lambda box: volume.read(box.shift(region.start)))
     train, held = split(region, held_out)
     rows = None if factor is None else coarse
+    if rows is None and (planes := (region.shape[0] - 1) * (factor or 1) + 1) < 8:
+        raise ConfigError(f"{entry.path} is {planes} planes of its lateral pixels deep; training needs at least 8")
     parts = [Source(volume, part, greys, factor, mask, entry.weight, rows) for part in (train, held)]
     return parts[0], parts[1]
 
 
 def split(region: Box, held_out: float) -> tuple[Box, Box]:
     """The end of the x axis, ``held_out`` of its length, is held out. Raises ConfigError."""
-    if not 0 < held_out < 1:
-        raise ConfigError(f"held_out is {held_out}; it must be a share between 0 and 1 of the x axis")
+    _check_share(held_out, "the x axis")
     start, stop = region.start, region.stop
     cut = stop[2] - max(1, round(held_out * region.shape[2]))
     train, held = Box(start, (stop[0], stop[1], cut)), Box((start[0], start[1], cut), stop)
     if min(train.shape[1:]) < 8 or min(held.shape[1:]) < 8 or region.shape[0] < 3:
         raise ConfigError(f"{region} is too small to train on and to hold {held_out:g} out; at least 3 x 8 x 8 each")
     return train, held
+
+
+def _open_mask(path: str, spec: VolumeSpec) -> Overlay:
+    """Voxel upon voxel where it has the shape of its volume, else placed in nm, as ``emdvol reconstruct`` does."""
+    mask = open_volume(path, voxel_size=spec.voxel_size)
+    if mask.spec.shape == spec.shape:
+        return Overlay(mask, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    return Overlay.of(open_volume(path), spec)
+
+
+def _check_share(held_out: float, of: str) -> None:
+    if not 0 < held_out < 1:
+        raise ConfigError(f"held_out is {held_out}; it must be a share between 0 and 1 of {of}")
 
 
 def _factor(path: str, voxel_size: Nanometres, mode: str) -> int | None:
@@ -211,7 +247,10 @@ class Pair:
 
 
 def open_pair(entry: PairSource, factor: int, held_out: float) -> tuple[Pair, Pair]:
-    """-> the part to train on and the part held out, the last rows. Raises InputError."""
+    """-> the part to train on and the part held out, the last rows. Raises InputError and ConfigError."""
+    _check_share(held_out, "the rows")
+    if not entry.weight > 0:
+        raise ConfigError(f"weight of {entry.condition} is {entry.weight}; it must be above 0")
     images = []
     for path in (entry.condition, entry.target):
         volume = open_volume(path, voxel_size=(1.0, 1.0, 1.0))
@@ -225,6 +264,11 @@ def open_pair(entry: PairSource, factor: int, held_out: float) -> tuple[Pair, Pa
             f"{factor}; register the pair first"
         )
     cut = condition.shape[1] - max(1, round(held_out * condition.shape[1]))
+    if min(cut, condition.shape[1] - cut, condition.shape[2]) < 8:
+        raise ConfigError(
+            f"{entry.condition} is {condition.shape}, too small to train on and to hold {held_out:g} of its "
+            f"rows out; at least 8 rows and columns each"
+        )
     return (
         Pair(condition[:, :cut], target[:, : cut * factor], factor, entry.weight),
         Pair(condition[:, cut:], target[:, cut * factor :], factor, entry.weight),
