@@ -7,6 +7,8 @@ import pickle
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +355,41 @@ def test_a_spec_neither_creates_nor_deletes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be opened"):
         open_volume(f"tensorstore:{json.dumps(spec)}", voxel_size=SIZE)
     assert not (tmp_path / "new.zarr").exists()
+
+
+def test_metadata_nested_without_end_are_refused(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "v.zarr", data=greys(), chunks=(4, 4, 4))
+    (tmp_path / "v.zarr/zarr.json").write_text("[" * 100_000 + "]" * 100_000)
+    for path in (f"{tmp_path}/v.zarr/", f"{tmp_path}/v.zarr"):
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
+        for nested in (spec, {"driver": "cast", "base": spec, "dtype": "uint8"}):
+            with pytest.raises(InputError, match="nested too deeply"):
+                open_volume(f"tensorstore:{json.dumps(nested)}", voxel_size=SIZE)
+    with pytest.raises(InputError, match="is not JSON"):
+        open_volume(tmp_path / "v.zarr", voxel_size=SIZE)
+
+
+# Over the network
+
+
+@pytest.mark.parametrize("name", ["n5", "precomputed"])
+def test_folders_are_read_over_http(tmp_path: Path, name: str) -> None:
+    data = greys()
+    WRITERS[name](tmp_path / "v", data)
+    handler = partial(Quiet, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v"
+        check(url, data)
+        check(f"{name}://{url}", data)
+        with pytest.raises(InputError, match="is not a Zarr, N5 or precomputed"):
+            open_volume(f"{url}/elsewhere")
+        server.shutdown()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
 
 
 # TIFF

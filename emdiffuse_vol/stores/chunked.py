@@ -100,7 +100,7 @@ def open_chunked(name: str, spec: dict[str, Any]) -> ts.TensorStore:
     try:
         spec = {"recheck_cached_data": "open"} | spec
         return ts.open(spec, open=True, create=False, read=True, write=False, context=context()).result()
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:  # also of numbers in a spec that are no 64-bit integers
         raise InputError(f"{name} cannot be opened: {reason(error)}; write it with another codec or dtype") from error
 
 
@@ -108,7 +108,11 @@ def check_array(name: str, array: ts.TensorStore) -> None:
     """Raises InputError for an array without end, or in chunks that no memory should hold."""
     if any(n > LARGEST_SIZE for n in array.shape):
         raise InputError(f"{name} has shape {array.shape}: that is no volume; check its metadata")
-    cells = (min(n, c) for n, c in zip(array.shape, sizes_of(array.chunk_layout.read_chunk), strict=True))
+    try:
+        cells = sizes_of(array.chunk_layout.read_chunk)
+    except ValueError as error:
+        raise InputError(f"{name} has chunks that make no sense: {reason(error)}; correct its metadata") from error
+    # Also what reaches beyond the array is decoded.
     if (size := prod(cells) * array.dtype.numpy_dtype.itemsize) > LARGEST_CHUNK:
         raise InputError(
             f"{name} is stored in chunks of {size / 2**30:.3g} GiB, expected at most {LARGEST_CHUNK / 2**30:g}; "

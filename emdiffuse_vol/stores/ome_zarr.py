@@ -94,6 +94,8 @@ def read_attributes(url: str) -> tuple[str, dict[str, Any]] | None:
 def read_level(name: str, attributes: dict[str, Any], level: int) -> Level:
     """The metadata of one level of an OME-Zarr group. Raises InputError."""
     ome = attributes.get("ome") or attributes
+    if not isinstance(ome, dict):
+        raise InputError(f"{name} has OME metadata that are no object; correct them")
     if "bioformats2raw.layout" in ome:
         raise InputError(f"{name} is a collection of images, expected one; give the path of one, such as {name}/0")
     if not ome.get("multiscales"):

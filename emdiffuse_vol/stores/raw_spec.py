@@ -7,6 +7,7 @@ the voxel size. Specs are opened for reading only, whatever they say of creating
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from emdiffuse_vol.stores.volume import Nanometres
 
 SCHEME = "tensorstore:"
 LARGEST_FILE = 1 << 20  # bytes
+METADATA = ("zarr.json", ".zarray", "attributes.json", "info")
 
 
 def is_spec_file(path: Path) -> bool:
@@ -40,6 +42,7 @@ def is_spec_file(path: Path) -> bool:
 def open_spec(url: str, *, voxel_size: Nanometres | None = None, channel: int | str | None = None) -> ChunkedVolume:
     """``url``: "tensorstore:{...}" or the path of a JSON file. Raises InputError."""
     name, spec = _read(url)
+    _check_nesting(name, spec)
     opened = open_chunked(name, spec | {"create": False, "delete_existing": False, "open": True})
     if any(n > LARGEST_SIZE for n in opened.shape):
         raise InputError(f"{name} has shape {opened.shape}: that is no volume; check the spec")
@@ -71,6 +74,33 @@ def _read(url: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(spec, dict) or "driver" not in spec:
         raise InputError(f"{name} is no tensorstore spec, expected a JSON object with a driver; correct it")
     return name, spec
+
+
+def _check_nesting(name: str, node: Any) -> None:
+    """Metadata nested without end, wherever in the spec there is a store, would end the process inside tensorstore."""
+    if isinstance(node, list):
+        for part in node:
+            _check_nesting(name, part)
+    elif isinstance(node, dict):
+        for key, part in node.items():
+            _check_nesting(name, part)
+            if key == "kvstore":
+                with suppress(ValueError, TypeError, ArithmeticError):  # tensorstore will say it better
+                    _check_files(name, ts.KvStore.open(part).result())
+
+
+def _check_files(name: str, store: ts.KvStore) -> None:
+    if store.path and not store.path.endswith("/"):
+        store.path += "/"
+    for file in METADATA:
+        _parse(f"{file} of {name}", store.read(file).result().value or b"{}")
+
+
+def _parse(name: str, text: bytes) -> None:
+    try:
+        json.loads(text)
+    except RecursionError as error:
+        raise InputError(f"{name} is nested too deeply; copy it again from its source") from error
 
 
 def _axes(name: str, array: ts.TensorStore) -> tuple[str, ...]:

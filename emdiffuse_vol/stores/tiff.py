@@ -35,8 +35,12 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # What tifffile and the decoders raise on files that are cut short, damaged, or beyond them.
 UNREADABLE = (
     *(tifffile.TiffFileError, OSError, ValueError, TypeError, LookupError, RuntimeError),
-    *(EOFError, struct.error, zlib.error),
+    *(ArithmeticError, AttributeError, AssertionError, EOFError, struct.error, zlib.error, ElementTree.ParseError),
 )
+
+# A strip or tile is decoded whole. One that is both larger than this many bytes and this many times what is stored of
+# it is not there: the codecs that can do more do so for one grey only.
+LARGEST_SEGMENT, LARGEST_RATIO = 1 << 30, 2000
 
 
 @dataclass(frozen=True)
@@ -135,12 +139,16 @@ def open_tiff(path: Path, *, voxel_size: Nanometres | None = None, channel: int 
     first = sections[0]
     for section in sections:
         _check_equal(section, first, paged=len(files) == 1)
+    try:
+        stored = voxel_size or stored_voxel_size(files[0])
+    except UNREADABLE as error:
+        raise InputError(f"{files[0]} has metadata that make no sense: {_line(error)}; give --voxel-size") from error
     chunk: Triple | None = (1, *first.shape)
     spec = make_spec(
         path.name,
         shape=(len(sections), *first.shape),
         dtype=first.dtype.name,
-        voxel_size=voxel_size or stored_voxel_size(files[0]),
+        voxel_size=stored,
         chunk=chunk,
         format="TIFF",
         digest=digest_of([[f.name, f.stat().st_size] for f in files] + ([] if channel is None else [["c", channel]])),
@@ -158,6 +166,8 @@ def _scan(file: Path, channel: int | str | None) -> list[Section]:
             if page.samplesperpixel != 1 or page.imagedepth != 1:
                 raise InputError(f"{file} holds colours or depth in page {page.index}, expected grey sections")
         sections = [_section(file, page) for page in pages]
+        if _next_page(tif, pages[-1]):
+            raise ValueError(f"its pages end at page {len(pages)}, though it says that more follow")
     with _opened(file) as tif:
         series = tif.series[0]
         axes = {a: n for a, n in zip(series.axes, series.shape, strict=True) if a not in "YX" and n > 1}
@@ -170,6 +180,8 @@ def _scan(file: Path, channel: int | str | None) -> list[Section]:
                 raise ValueError(f"it ends after {size} bytes, expected {series.dataoffset + count * step}")
             first = sections[0]
             sections = [_moved(first, index, series.dataoffset + index * step) for index in range(count)]
+        elif (said := int((tif.imagej_metadata or {}).get("images", 1))) > len(sections):
+            raise ValueError(f"it has {len(sections)} sections, though it says {said}")
         elif sorted(stored) == list(range(len(sections))):
             sections = [sections[index] for index in stored]  # OME-XML may tell another order than the pages have
     for section in sections:
@@ -177,6 +189,16 @@ def _scan(file: Path, channel: int | str | None) -> list[Section]:
         if end > size:
             raise ValueError(f"it ends after {size} bytes, expected {end}")
     return _of_channel(file, sections, axes, channel)
+
+
+def _next_page(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> int:
+    """Where the page after this one is said to be, 0 for none: tifffile ends in silence where a file is cut short."""
+    layout, handle = tif.tiff, tif.filehandle
+    handle.seek(page.offset)
+    (tags,) = struct.unpack(layout.tagnoformat, handle.read(layout.tagnosize))
+    handle.seek(page.offset + layout.tagnosize + tags * layout.tagsize)
+    (found,) = struct.unpack(layout.offsetformat, handle.read(layout.offsetsize))
+    return int(found)
 
 
 def _of_channel(file: Path, sections: list[Section], axes: dict[str, int], channel: int | str | None) -> list[Section]:
@@ -203,6 +225,9 @@ def _section(file: Path, page: tifffile.TiffPage) -> Section:
         raise ValueError(f"page {page.index} has greys of an unknown kind")
     dtype = page.dtype.newbyteorder(page.parent.byteorder)
     offset = page.dataoffsets[0] if page.is_final else None
+    segment = prod(page.chunks) * dtype.itemsize
+    if offset is None and segment > max(LARGEST_SEGMENT, LARGEST_RATIO * max(page.databytecounts, default=0)):
+        raise ValueError(f"page {page.index} says it has strips or tiles of {segment / 2**30:.3g} GiB")
     return Section(file, page.index, offset, (page.imagelength, page.imagewidth), dtype)
 
 
