@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -387,6 +389,51 @@ def test_folders_are_read_over_http(tmp_path: Path, name: str) -> None:
         server.shutdown()
 
 
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[tuple[str, Any]]:
+    """Address of a local S3, and a function that puts a folder into its bucket."""
+    boto3 = pytest.importorskip("boto3", reason="a local S3 needs boto3 and moto[server]")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys)
+    client.create_bucket(Bucket="volumes", ACL="public-read")
+
+    def put(folder: Path) -> None:
+        for file in folder.rglob("*"):
+            if file.is_file():
+                key = str(file.relative_to(folder.parent))
+                client.put_object(Bucket="volumes", Key=key, Body=file.read_bytes(), ACL="public-read")
+
+    yield f"http://{host}:{port}", put
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "driver"),
+    [("n5", "n5"), ("precomputed", "neuroglancer_precomputed"), ("zarr", "zarr3")],
+)
+def test_buckets_are_read(tmp_path: Path, bucket: tuple[str, Any], name: str, driver: str) -> None:
+    """By the address of an object, and by a spec that names the server, as private ones need it."""
+    address, put = bucket
+    data, folder = greys(), tmp_path / f"{name}-volume"
+    if name == "zarr":
+        zarr.create_array(folder, data=data, chunks=(4, 4, 4))
+    else:
+        WRITERS[name](folder, data)
+    put(folder)
+    check(f"{address}/volumes/{folder.name}", data, voxel_size=SIZE)
+    store = {"driver": "s3", "bucket": "volumes", "path": f"{folder.name}/", "endpoint": address}
+    store |= {"aws_region": "us-east-1", "aws_credentials": {"type": "anonymous"}}
+    spec: dict[str, Any] = {"driver": driver, "kvstore": store}
+    if name == "n5":
+        spec["transform"] = {"input_labels": ["x", "y", "z"]}
+    check(f"tensorstore:{json.dumps(spec)}", data, voxel_size=SIZE)
+    with pytest.raises(InputError, match="is not a Zarr, N5 or precomputed"):
+        open_volume(f"{address}/volumes/elsewhere", voxel_size=SIZE)
+
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
@@ -483,3 +530,12 @@ def test_metadata_lead_nowhere_outside(tmp_path: Path) -> None:
     (tmp_path / "inner/n/attributes.json").write_text(json.dumps({"multiscales": multiscales}))
     with pytest.raises(InputError, match="expected a path below it"):
         open_volume(tmp_path / "inner/n")
+
+
+def test_the_tests_that_the_table_names_exist() -> None:
+    here = Path(__file__).parent
+    page = (here.parent / "docs/compatibility.md").read_text()
+    there = "".join(file.read_text() for file in here.glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 30
+    assert [name for name in named if f"def {name}(" not in there] == []
