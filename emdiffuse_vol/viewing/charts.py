@@ -144,6 +144,7 @@ def block_maps(maps: dict[str, tuple[BlockMap, Extent]], threshold: float) -> by
                 place.axvline(column * width, color="white", lw=0.6)
         if max(rows, columns) <= 8:
             _write_numbers(place, shown, threshold, extent)
+        _cross_out(place, shown, extent)
     kinds = sorted({int(k) for shown, _ in maps.values() for k in np.unique(shown.kind)} - {MADE})
     patches = [Patch(color=KINDS[k][0], label=KINDS[k][1]) for k in kinds]
     if any((shown.worst > threshold).any() for shown, _ in maps.values()):
@@ -151,6 +152,17 @@ def block_maps(maps: dict[str, tuple[BlockMap, Extent]], threshold: float) -> by
     if patches:
         figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=8)
     return _drawn(figure)
+
+
+def _cross_out(place: Any, shown: BlockMap, extent: Extent, most: int = 500) -> None:
+    """A cross on cells with failed blocks, which may be single ones among a hundred thousand."""
+    from matplotlib.patheffects import withStroke
+
+    cells = np.argwhere(shown.kind == BROKEN)[:most]
+    if len(cells):
+        x, y = ([extent.middle(axis, int(cell[axis])) for cell in cells] for axis in (1, 0))
+        marks = place.scatter(x, y, s=26, marker="x", color=KINDS[BROKEN][0], linewidths=1.6)
+        marks.set_path_effects([withStroke(linewidth=3.2, foreground="white")])
 
 
 def _write_numbers(place: Any, shown: BlockMap, threshold: float, extent: Extent) -> None:

@@ -176,7 +176,7 @@ def reliability(shown: Shown, numbers: dict[str, Any], voxels: Floats) -> list[p
             charts.block_maps(maps, threshold),
             "map of the blocks",
             title="99th percentile per block",
-            more=f"the worst of the blocks behind each other{cells}",
+            more=f"the worst of the blocks behind each other{cells}; colours as above",
         ),
         page.picture(
             charts.histogram(voxels, threshold),
