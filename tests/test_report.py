@@ -158,7 +158,7 @@ def test_run_that_is_not_complete_says_so(copy: Path, tmp_path: Path) -> None:
     output.log("retry", block=1, tries=2, error="was shaky")
     output.log("failed", block=1, tries=3, error="<script>alert('no such chunk')</script>", traceback="...")
     page, numbers = made(copy, tmp_path)
-    assert "This run is not complete: 50.0% of its blocks" in page and "1 have failed" in page
+    assert "This run is not complete: 50.0% of its blocks" in page and ", 1 failed and set aside" in page
     assert not numbers["complete"] and "not complete" in numbers["methods"]
     assert numbers["failed"] == {
         "count": 1,

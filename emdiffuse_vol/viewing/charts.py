@@ -144,7 +144,8 @@ def block_maps(maps: dict[str, tuple[BlockMap, Extent]], threshold: float) -> by
                 place.axvline(column * width, color="white", lw=0.6)
         if max(rows, columns) <= 8:
             _write_numbers(place, shown, threshold, extent)
-        _cross_out(place, shown, extent)
+        else:
+            _cross_out(place, shown, extent)
     kinds = sorted({int(k) for shown, _ in maps.values() for k in np.unique(shown.kind)} - {MADE})
     patches = [Patch(color=KINDS[k][0], label=KINDS[k][1]) for k in kinds]
     if any((shown.worst > threshold).any() for shown, _ in maps.values()):
@@ -167,7 +168,7 @@ def _cross_out(place: Any, shown: BlockMap, extent: Extent, most: int = 500) -> 
 
 def _write_numbers(place: Any, shown: BlockMap, threshold: float, extent: Extent) -> None:
     for (row, column), value in np.ndenumerate(shown.worst):
-        if np.isfinite(value):
+        if shown.kind[row, column] == MADE:
             colour = "white" if value < 0.6 * threshold else "black"
             x, y = extent.middle(1, column), extent.middle(0, row)
             place.text(x, y, f"{value:.3f}", ha="center", va="center", fontsize=7, color=colour)

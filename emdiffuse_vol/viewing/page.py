@@ -45,7 +45,8 @@ details { margin: 8px 0; } summary { cursor: pointer; color: #2563a8; }
 pre { font-size: 12px; line-height: 1.4; background: #f6f8fa; padding: 12px; overflow-x: auto; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 @media print { body { padding: 0; max-width: none; font-size: 12px; } h2 { break-after: avoid; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } summary { display: none; } }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } summary { display: none; }
+  details::details-content { content-visibility: visible; block-size: auto; } }
 """
 
 

@@ -34,7 +34,7 @@ def opening(numbers: dict[str, Any]) -> list[page.Html]:
     blocks = numbers["stages"]["blocks"]
     if not numbers["complete"]:
         said = f"This run is not complete: {numbers['finished_share']:.1%} of its blocks are finished"
-        said += f", {blocks['failed']:,} have failed and were set aside" if blocks["failed"] else ""
+        said += f", {blocks['failed']:,} failed and set aside" if blocks["failed"] else ""
         parts.append(page.element("p", f"{said}. What is not made yet is black.", cls="note"))
     coverage, pace = reliability["calibrated"]["measured_coverage"], rate["voxels_per_second"]
     facts = [
@@ -247,7 +247,7 @@ def blocks(numbers: dict[str, Any]) -> list[page.Html]:
     if numbers["failed_tries"]:
         parts.append(page.element("p", f"{numbers['failed_tries']:,} tries of blocks have failed."))
     for name, said in (
-        ("failed", "set aside; `emdvol reconstruct --retry-failed` takes them again"),
+        ("failed", "set aside; emdvol reconstruct --retry-failed takes them again"),
         ("bridged", "made, but planes of them lie where sections are damaged"),
         ("skipped", "outside tissue; nothing was computed there"),
     ):
@@ -304,7 +304,7 @@ def provenance(numbers: dict[str, Any]) -> list[page.Html]:
         ("Mode", f"{decided['mode']}, factor {geometry['factor']} along z"),
         ("Weights", f"{weights['name']}, SHA-256 {weights['sha256']}"),
         ("Training data", _training(training)),
-        ("Sampling", f"{decided['sampler']}, {decided['steps']} steps"),
+        ("Sampling", f"{decided['sampler']}, steps: {decided['steps']}"),
         ("Members", f"{decided['members']}, seed {decided['seed']}"),
         ("Greys", f"{made['greys']['low']:g} to {made['greys']['high']:g}, one map for the whole volume"),
         ("Uncertainty", f"{stored['meaning']}; step {stored['step']:g}, scale {stored['scale']:g}"),
