@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import tifffile
 import zarr
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
+from volumes import run as run_engine
+from volumes import small_request
 
 from emdiffuse_vol.cli.main import main
 from emdiffuse_vol.errors import GeometryError, InputError, OutputError
@@ -27,7 +30,7 @@ from emdiffuse_vol.geometry.boxes import Box, Triple
 from emdiffuse_vol.stores import convert as convert_module
 from emdiffuse_vol.stores import copying
 from emdiffuse_vol.stores import export as module
-from emdiffuse_vol.stores.export import export
+from emdiffuse_vol.stores.export import export, format_of
 from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.pyramid import downsample
@@ -275,6 +278,19 @@ def test_convert_writes_what_the_suffix_says(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
     np.testing.assert_array_equal(everything(tmp_path / "f.zarr"), data)
     assert open_volume(tmp_path / "f.zarr").spec.voxel_size == pytest.approx(SIZE)
+
+
+@pytest.mark.parametrize("name", ["in.h5", "in.n5", "in.precomputed", "in.tif"])
+def test_a_run_does_not_see_the_format(tmp_path: Path, name: str) -> None:
+    request = small_request(tmp_path, roi="0:4,0:60,0:60")
+    expected = run_engine(request)
+    export(open_volume(request.input), tmp_path / name, str(format_of(name)))
+    found = run_engine(replace(request, input=str(tmp_path / name), out=str(tmp_path / "other.zarr")))
+    np.testing.assert_array_equal(found, expected)
+    for channel, codes in zip(("mean", "uncertainty"), found, strict=True):
+        out = tmp_path / f"{channel}{Path(name).suffix}"
+        assert run(tmp_path / "other.zarr", out, "--channel", channel).exit_code == 0
+        np.testing.assert_array_equal(everything(out), codes)
 
 
 # Going on after a kill

@@ -263,6 +263,15 @@ def test_commands_say_one_line_and_leave_nothing(tmp_path: Path, name: str) -> N
     assert files_of(tmp_path) == there
 
 
+def test_a_damaged_tiff_is_one_line_also_for_the_eye(tmp_path: Path) -> None:
+    """tifffile logs what it finds; nobody has asked."""
+    url = write_tiff(tmp_path / "v.tif", ome=True, metadata={"axes": "ZYX"})
+    os.truncate(url, url.stat().st_size // 2)
+    command = [sys.executable, "-m", "emdiffuse_vol", "info", str(url), "--voxel-size", "40,8,4"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
+
+
 def test_there_are_enough_cases() -> None:
     assert CASES * len(WRITERS) >= 200
 

@@ -9,6 +9,7 @@ three.
 
 from __future__ import annotations
 
+import logging
 import re
 import struct
 import zlib
@@ -29,6 +30,9 @@ from emdiffuse_vol.geometry.boxes import Box, Triple, ceil_div
 from emdiffuse_vol.stores.spec import digest_of, make_spec
 from emdiffuse_vol.stores.units import nanometres
 from emdiffuse_vol.stores.volume import Nanometres, VolumeSpec
+
+# Without a handler Python would print tifffile's warnings on a damaged file beside the one line that we say of it.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
