@@ -111,7 +111,8 @@ def _opened(path: Path) -> Iterator[Any]:
         import h5py
     except ImportError as error:
         raise InputError("HDF5 needs h5py; pip install 'emdiffuse_vol[formats]'") from error
-    # Locks, but not where the file system has none. Another choice would clash with whoever has it open in this process.
+    # Locks, but not where the file system has none. Another choice would clash with whoever else in this process has
+    # the file open.
     with h5py.File(path, "r", locking="best-effort") as file:
         yield file
 
