@@ -86,7 +86,7 @@ def looks(
             )
             for title, image in images.items()
         ]
-        parts.append(page.row(drawn))
+        parts.append(page.row(drawn, f"repeat({max(4, len(drawn))}, minmax(0, 1fr))"))
     unit = "greys / 255" if shown.unit == 255 else f"greys / {shown.unit:.4g}, the contrast of the volume"
     legend = f"on a grey scale 0–1 ({unit}); light blue: above the threshold {threshold:g}"
     parts.append(page.picture(charts.colour_bar(threshold), "colours", title="Uncertainty", more=legend, width="440px"))
