@@ -22,15 +22,12 @@ BASELINES = ("linear", "cubic")
 FILES = (
     ROOT / "README.md",
     *sorted((ROOT / "emdiffuse_vol" / "models" / "weights").glob("*.md")),
-    ROOT / "docs" / "scale.md",
-    ROOT / "docs" / "engine.md",
+    *sorted((ROOT / "docs").glob("*.md")),
 )
 
 
 def isotropic() -> str:
     """PSNR and SSIM of every method at every factor."""
-    if not (RESULTS / "models.json").exists():
-        return isotropic_of_one()
     report = json.loads((RESULTS / "models.json").read_text())
     names = list(report["factors"][0]["methods"])
     lines = [f"| factor | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
@@ -45,22 +42,6 @@ def isotropic() -> str:
                 cells[i] = f"**{cells[i]}**"
         lines.append(f"| x{row['factor']} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", measured_on(report)])
-
-
-def isotropic_of_one() -> str:
-    """The table of ``isotropic.py``, which ``models.py`` supersedes: to go once its result is there."""
-    report = json.loads((RESULTS / "isotropic.json").read_text())
-    lines = [
-        "| factor | linear: PSNR / SSIM | cubic | **ours** | gain | coverage | FLOP per voxel |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in report["factors"]:
-        scores = [f"{row[name]['psnr']:.2f} / {row[name]['ssim']:.3f}" for name in ("linear", "cubic", "ours")]
-        lines.append(
-            f"| x{row['factor']} | {scores[0]} | {scores[1]} | **{scores[2]}** | +{row['gain_db']:.2f} dB | "
-            f"{row['coverage_90']:.1%} | {row['flop_per_voxel_with_overlap']:.2g} |"
-        )
-    return "\n".join([*lines, "", f"Measured on {report['machine']}, with emdiffuse_vol {report['emdiffuse_vol']}."])
 
 
 def measured_on(report: dict[str, Any]) -> str:
@@ -102,6 +83,25 @@ def models_at(factor: int) -> str:
     report = json.loads((RESULTS / "models.json").read_text())
     (row,) = (row for row in report["factors"] if row["factor"] == factor)
     return f"{scores(row['methods'])}\n\nx{factor}, {row['missing_planes']} missing planes. {measured_on(report)}"
+
+
+def models_best() -> str:
+    """Scores of the ensembles beside their parts, one factor after the other."""
+    report = json.loads((RESULTS / "models_best.json").read_text())
+    names = list(report["factors"][0]["methods"])
+    lines = [f"| factor | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for row in report["factors"]:
+        linear = row["methods"]["linear"]["psnr"]
+        cells = [
+            f"{m['psnr']:.2f} / {m['ssim']:.3f}" + (f" ({m['psnr'] - linear:+.2f} dB)" if n not in BASELINES else "")
+            for n, m in row["methods"].items()
+        ]
+        lines.append(f"| x{row['factor']} | {' | '.join(cells)} |")
+    last = report["factors"][-1]["methods"]
+    cost = ", ".join(f"{n} {m['flop_per_voxel']:.2g}" for n, m in last.items() if "flop_per_voxel" in m)
+    held = ", ".join(f"{n} {m['coverage_90']:.1%}" for n, m in last.items() if "coverage_90" in m)
+    at = report["factors"][-1]["factor"]
+    return "\n".join([*lines, "", f"FLOP per voxel: {cost}. Coverage at x{at}: {held}.", "", measured_on(report)])
 
 
 def models_published() -> str:
@@ -301,6 +301,7 @@ def engine_peers() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "isotropic": isotropic,
     **{f"models:x{factor}": partial(models_at, factor) for factor in (4, 5, 6, 8, 10)},
+    "models:best": models_best,
     "models:published": models_published,
     "segmentation": segmentation,
     "adapting": adapting,

@@ -45,6 +45,8 @@ def test_one_command_adapts_and_reconstructs_and_the_same_command_uses_the_same_
     written = (folder / "adapted.safetensors").stat().st_mtime_ns
     assert CliRunner().invoke(main, command).exit_code == 0
     assert (folder / "adapted.safetensors").stat().st_mtime_ns == written
+    other = CliRunner().invoke(main, [*command, "--damaged", "3"])
+    assert other.exit_code == 1 and "damaged is None there, 3 here" in other.output
     plain = CliRunner().invoke(main, [arg for arg in command if arg not in ("--adapt", "1s")])
     assert plain.exit_code == 1 and "weights_sha256" in plain.output
 

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from skimage.io import imread
-from volumes import read, smooth_volume, write_volume
+from volumes import MODES, read, smooth_volume, write_volume
 
+from emdiffuse_vol.errors import WeightsError
 from emdiffuse_vol.metrics.image import psnr, ssim
 from emdiffuse_vol.metrics.interpolation import linear
 from emdiffuse_vol.metrics.spread import coverage
-from emdiffuse_vol.models.checkpoints import EMBEDDED, embedded, load_weights
+from emdiffuse_vol.models.checkpoints import default_weights, embedded, load_weights
 from emdiffuse_vol.reconstruct.job import Request
 from emdiffuse_vol.reconstruct.run import prepare, reconstruct
 
 
-def test_default_weights_come_with_the_package_and_a_card() -> None:
-    path = embedded()[EMBEDDED]
+@pytest.mark.parametrize("name", embedded())
+def test_weights_come_with_the_package_and_a_card(name: str) -> None:
+    path = embedded()[name]
     assert path.stat().st_size < 16e6
     card = path.with_suffix(".md").read_text()
-    assert all(word in card for word in ("Data", "CC-BY", "Recipe", "Scores", "Limits"))
-    weights = load_weights()
-    assert weights.metadata["modes"] == ["vEMDiffuse-i", "vEMDiffuse-a"]
-    assert Request(input="", out="").weights == EMBEDDED
+    assert all(word in card for word in ("Data", "CC-BY", "Recipe", "Calibration", "Limits"))
+    weights = load_weights(name)
+    (mode,) = weights.metadata["modes"]
+    assert weights.name == name and name.startswith(mode.lower())
+    assert weights.metadata["calibration"]["scale"].keys() >= {"5", "10"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_has_weights_of_its_own(tmp_path: Path, mode: str) -> None:
+    stack = write_volume(tmp_path / "in.zarr", smooth_volume((6, 40, 40)), (50, 10, 10))
+    prepared = prepare(Request(input=str(stack), out=str(tmp_path / "o.zarr"), mode=mode))
+    assert prepared.weights.name == default_weights(mode)
+    other = next(m for m in MODES if m != mode)
+    with pytest.raises(WeightsError, match=f"not {other}"):
+        prepare(replace(prepared.request, mode=other, weights=default_weights(mode)))
 
 
 def test_default_costs_at_most_a_million_flop_per_voxel(tmp_path: Path) -> None:

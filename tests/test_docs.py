@@ -16,18 +16,11 @@ def test_tables_are_those_of_the_committed_results() -> None:
     subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], check=True)
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "docs/architecture.md",
-        "docs/engine.md",
-        "docs/scale.md",
-        "emdiffuse_vol/models/weights/vemdiffuse-slab.md",
-    ],
-)
-def test_links_lead_somewhere(page: str) -> None:
-    path = ROOT / page
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "emdiffuse_vol/models/weights").glob("*.md")]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         if not target.startswith("http"):
             assert (path.parent / target).exists(), target

@@ -215,10 +215,65 @@ def test_a_resumed_run_sees_the_rows_its_teacher_filled(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(unbroken.net.parameters(), broken.net.parameters(), strict=True))
 
 
+def test_dropout_is_the_same_after_a_resume(tmp_path: Path) -> None:
+    class Dropping:
+        lacking = False
+
+        def batch(self, rng, step):
+            return torch.ones(1, 64)
+
+        def loss(self, net, batch, generator, stochastic):
+            loss = net(batch).square().mean()
+            return loss, {"loss": loss.item()}
+
+    def run(folder: Path) -> Run:
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(64, 4))
+        return Run(net, Dropping(), QUICK, folder, CPU)
+
+    unbroken, broken = run(tmp_path / "a"), run(tmp_path / "b")
+    rows = [unbroken.advance() for _ in range(2)]
+    broken.advance()
+    broken.save()
+    torch.manual_seed(7)  # another process
+    assert run(tmp_path / "b").advance()["loss"] == rows[1]["loss"]
+
+
 def test_other_settings_do_not_continue_a_run(tmp_path: Path) -> None:
     fit(small_run(tmp_path))
     with pytest.raises(ConfigError, match=r"fit.learning_rate was 0.0015, is now 0.1; .*another --out"):
         small_run(tmp_path, replace(QUICK, learning_rate=0.1))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"batch": 3}, {"factors": [2]}, {"network": {"architecture": "slab", "width": 4}}]
+)
+def test_another_recipe_does_not_continue_a_run(tmp_path: Path, settings) -> None:
+    path = write_volume(tmp_path / "v.zarr", smooth_volume((16, 40, 40)), (10, 10, 10))
+    fixed = {"volumes": [{"path": str(path)}], "held_out": 0.3}
+    train(load(small_config(tmp_path, **fixed)))
+    (name,) = settings
+    with pytest.raises(ConfigError, match=f"made with other settings: {name} was"):
+        train(load(small_config(tmp_path, **fixed, **settings)))
+    train(load(small_config(tmp_path, **fixed, data="Other words.")))
+
+
+def test_rows_of_logs_are_neither_doubled_nor_torn_after_a_kill(tmp_path: Path) -> None:
+    settings = replace(QUICK, steps=4, checkpoint_every=3, validate_every=2)
+    run = small_run(tmp_path, settings)
+    while run.step < 3:
+        run.advance()
+        if run.step == 2:
+            run.score()
+    run.save()
+    run.advance()
+    run.score()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 5, "ra')
+    fit(small_run(tmp_path, settings))
+    for name, steps in (("log", [1, 2, 3, 4]), ("scores", [2, 4])):
+        rows = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        assert [json.loads(row)["step"] for row in rows] == steps
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
@@ -255,6 +310,22 @@ def test_a_time_budget_becomes_a_number_of_steps(tmp_path: Path) -> None:
     assert run.steps >= 26 and run.steps * each < 3 * max(1.2, 26 * each)
     run.save()
     assert small_run(tmp_path, replace(QUICK, minutes=0.02)).steps == run.steps
+
+
+def test_a_time_budget_is_timed_alike_when_it_is_interrupted_and_spent_whole(tmp_path: Path) -> None:
+    """A step takes 1 s, the first five 3 s. Where the spread is trained from the start, later steps cost no more."""
+    for members_from, dearer in ((0.0, 1.0), (0.5, 1.25)):
+        settings = replace(QUICK, minutes=10, members_from=members_from)
+        folder = tmp_path / str(members_from)
+        run = small_run(folder, settings)
+        for step in range(1, 26):
+            run.step, run.seconds = step, run.seconds + (3 if step <= 5 else 1)
+            run._budget()
+            if step == 20:
+                run.save()
+                run = small_run(folder, settings)
+                assert not run.finished
+        assert run.steps == int(600 / dearer)
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
@@ -338,6 +409,17 @@ def test_masked_voxels_are_not_trained_on(tmp_path: Path) -> None:
     assert source.whole.known[:, :20].all() and not source.whole.known[:, 20:].any()
     crops = [random_crop(np.random.default_rng(s), source.whole, 3, 6, 16) for s in range(20)]
     assert all(crop.known[crop.hidden].any() for crop in crops)
+
+
+def test_damaged_sections_are_bridged_and_never_scored(tmp_path: Path) -> None:
+    greys = smooth_volume((9, 40, 64))
+    spoilt = greys.copy()
+    spoilt[4] = 0
+    path = write_volume(tmp_path / "v.zarr", spoilt, (50, 10, 10))
+    source, _ = open_source(VolumeSource(str(path), damaged="4"), "vEMDiffuse-a", 0.2)
+    volume = source.whole
+    assert volume.known[20].max() == 0 and volume.known[15].min() == volume.known[25].min() == 1
+    assert np.allclose(volume.greys[20], (volume.greys[15] + volume.greys[25]) / 2, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -495,6 +577,18 @@ def test_pairs_train_restoration(tmp_path: Path, mode: str, factor: int) -> None
         ({"fit": {"stepz": 3}}, "setting 'fit.stepz' is unknown; known: steps, minutes"),
         ({"volumes": [{"path": "v", "wight": 3}]}, "setting 'volumes.0.wight' is unknown; known: path, weight"),
         ({"augment": {"blur": "a lot"}}, "setting 'augment.blur'"),
+        ({"factors": [40], "held_out": 0.3}, "not long enough to hide planes between sections 40 pixels apart"),
+        ({"factors": [30], "held_out": 0.3}, "no volume has a part there that is long enough"),
+        ({"network": {"architecture": "slab", "width": 7}}, "width must be even"),
+        ({"network": {"architecture": "slab", "width": -8}}, "negative dimension"),
+        ({"difficulty": True}, "difficulty is of the published networks"),
+        ({"start_from": "vemdiffuse-i-fast", "difficulty": True}, "needs a second head"),
+        ({"factor": 2}, "factor is 2; of EMDiffuse-r"),
+        ({"name": "a/b"}, "name is 'a/b'"),
+        ({"fit": {"warmup": 0}}, "fit.warmup is 0; it must be above 0"),
+        ({"fit": {"decay": 0}}, "fit.decay is 0.0; it must be above 0"),
+        ({"fit": {"ema": 2}}, "fit.ema is 2.0; it must be from 0 to 1"),
+        ({"fit": {"seed": -1}}, "fit.seed .* must not be below 0"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path: Path, settings, message: str) -> None:
@@ -505,6 +599,20 @@ def test_mistakes_end_in_one_line(tmp_path: Path, settings, message: str) -> Non
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("architecture", "exact"), [("slab", False), ("unet-vem", True)])
+def test_the_published_network_is_trained_in_float32_unless_asked(
+    tmp_path: Path, monkeypatch, architecture, exact
+) -> None:
+    """As it is run: bfloat16 lacks the digits that tell its levels of noise apart."""
+    asked = []
+    monkeypatch.setattr("emdiffuse_vol.training.train.join_ranks", lambda device: (None, device))
+    monkeypatch.setattr("emdiffuse_vol.training.train.choose_device", lambda *args, exact: asked.append(exact))
+    config = small_config(tmp_path, volumes=[{"path": "no.zarr"}], network={"architecture": architecture}, factors=[3])
+    with pytest.raises(InputError):
+        train(load(config))
+    assert asked == [exact]
+
+
 def test_weights_for_another_mode_are_no_start(tmp_path: Path) -> None:
     import tifffile
 
@@ -513,7 +621,7 @@ def test_weights_for_another_mode_are_no_start(tmp_path: Path) -> None:
         tmp_path,
         "EMDiffuse-n",
         pairs=[{"condition": str(tmp_path / "a.tif"), "target": str(tmp_path / "a.tif")}],
-        start_from="vemdiffuse-slab",
+        start_from="vemdiffuse-i-fast",
     )
     with pytest.raises(ConfigError, match="choose weights for EMDiffuse-n"):
         train(load(config))

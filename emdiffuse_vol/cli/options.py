@@ -46,7 +46,8 @@ channel_option = click.option("--channel", type=click.IntRange(min=0), help="Cha
 SETTINGS = (
     click.option("--mode", help="vEMDiffuse-i or vEMDiffuse-a.  [default: vEMDiffuse-a]"),
     click.option(
-        "--weights", help="A name of `emdvol models list`, a file, or a URL#sha256=HEX.  [default: vemdiffuse-slab]"
+        "--weights",
+        help="A name of `emdvol models list`, a file, or a URL#sha256=HEX.  [default: vemdiffuse-a-fast or -i-fast]",
     ),
     click.option(
         "--factor", help="Output planes per section: 10, 10.5 or 450/43.  [default: what makes z nearest to XY]"

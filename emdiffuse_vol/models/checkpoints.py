@@ -35,9 +35,19 @@ from emdiffuse_vol.models.registry import embedded, served_gaps
 from emdiffuse_vol.models.slab import SlabNet
 from emdiffuse_vol.models.unet import UNet
 
-__all__ = ["EMBEDDED", "MODELS", "PUBLISHED_BUFFERS", "Weights", "describe", "embedded", "load_weights", "save_weights"]
+__all__ = [
+    "EMBEDDED",
+    "MODELS",
+    "PUBLISHED_BUFFERS",
+    "Weights",
+    "default_weights",
+    "describe",
+    "embedded",
+    "load_weights",
+    "save_weights",
+]
 
-EMBEDDED = "vemdiffuse-slab"
+EMBEDDED = "vemdiffuse-a-fast"  # of the default mode
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "slab": SlabNet,
@@ -131,6 +141,11 @@ def save_weights(
     facts = {"config": config, "modes": modes, **metadata}
     header = {"architecture": architecture} | {key: json.dumps(value) for key, value in facts.items()}
     save_file({key: value.contiguous() for key, value in net.state_dict().items()}, path, header)
+
+
+def default_weights(mode: str) -> str:
+    """Name of the weights that serve a mode where none are asked for."""
+    return f"{mode.lower()}-fast"
 
 
 def load_weights(name_or_path: str = EMBEDDED, sha256: str | None = None) -> Weights:

@@ -102,6 +102,7 @@ class SlabNet(nn.Module):
 
     DEEP = 3  # planes that a convolution spans
     HALO = HALO
+    BYTES_PER_VOXEL = 88  # held at the peak, without members; measured by benchmarks/memory.py
 
     def __init__(self, width: int = 32, deep: int = 96, blocks: int = 2) -> None:
         super().__init__()

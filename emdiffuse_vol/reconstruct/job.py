@@ -34,7 +34,7 @@ class Request:
     input: str
     out: str
     mode: str = "vEMDiffuse-a"
-    weights: str = "vemdiffuse-slab"
+    weights: str | None = None  # those that come with the package for the mode, the fast ones
     adapt: str | None = None
     factor: str | int | float | None = None
     target_voxel_size: float | None = None

@@ -49,7 +49,7 @@ def isotropic(
     voxel_size: tuple[float, float, float] | None = None,
     factor: str | float | None = None,
     mode: str = "vEMDiffuse-a",
-    weights: str = "vemdiffuse-slab",
+    weights: str | None = None,
     members: int = 4,
     seed: int = 0,
     block: Triple | None = None,

@@ -146,7 +146,6 @@ class SlabPredictor:
     """Our network: one evaluation gives the mean, and each member one pass through its light stochastic path."""
 
     CORE: Triple = (64, 256, 256)
-    BYTES_PER_VOXEL = 88
     batch = 1
     lost = 0
     evaluations = 1
@@ -185,7 +184,8 @@ class SlabPredictor:
         return count_flops(self.net, run)
 
     def memory(self) -> int:
-        return prod(self.tiling.shape) * (self.BYTES_PER_VOXEL + 4 * self.members)
+        voxel: int = self.net.BYTES_PER_VOXEL + 4 * self.members
+        return prod(self.tiling.shape) * voxel
 
 
 class PlanePredictor:

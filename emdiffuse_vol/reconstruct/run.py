@@ -21,7 +21,7 @@ from emdiffuse_vol.errors import ConfigError, OutputError
 from emdiffuse_vol.executors import AHEAD, EXECUTORS, Executor, visible_gpus
 from emdiffuse_vol.geometry.axial import parse_factor
 from emdiffuse_vol.geometry.boxes import Box
-from emdiffuse_vol.models.checkpoints import Weights, load_weights
+from emdiffuse_vol.models.checkpoints import Weights, default_weights, load_weights
 from emdiffuse_vol.models.slab import SlabNet
 from emdiffuse_vol.modes import check_mode, isotropic_mode
 from emdiffuse_vol.reconstruct.empty import describe_empty
@@ -155,7 +155,7 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
     stack = without_sections(volume, damaged)
     mode = isotropic_mode(spec.shape, spec.voxel_size, factor, request.target_voxel_size, damaged)
     region = mode.region(None if request.roi is None else parse_roi(request.roi))
-    weights = load_weights(request.weights)
+    weights = load_weights(request.weights or default_weights(request.mode))
     weights.check(request.mode, mode.gap, mode.axial.factor)
     mode = replace(mode, widest=weights.metadata.get("gaps", (mode.gap, mode.gap))[1])
     device, here = choose_devices(request, executor, exact=not isinstance(weights.net, SlabNet))

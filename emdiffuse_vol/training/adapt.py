@@ -8,12 +8,15 @@ as they are, so that the same command continues the same run.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from emdiffuse_vol.errors import ConfigError
-from emdiffuse_vol.reconstruct.job import Request
+from emdiffuse_vol.models.checkpoints import default_weights
+from emdiffuse_vol.reconstruct.job import Request, differences
 from emdiffuse_vol.reconstruct.run import check_place, prepare
 from emdiffuse_vol.training.fit import FitSettings
 from emdiffuse_vol.training.sources import VolumeSource
@@ -21,7 +24,7 @@ from emdiffuse_vol.training.train import Notify, train
 from emdiffuse_vol.training.train import Request as TrainRequest
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
-NAME = "adapted"
+NAME, ASKED = "adapted", "asked.json"
 # Short, and from good weights: a lower rate, spread and mean together from the start, rows filled by what is known.
 RATE, WARMUP, DECAY, AVERAGE = 5e-4, 20, 0.5, 0.99
 
@@ -44,12 +47,21 @@ def adapted(request: Request, notify: Notify = lambda run, row: None) -> Request
     check_place(request.out, request.input)
     folder = Path(f"{request.out.rstrip('/')}.{NAME}")
     weights = folder / f"{NAME}.safetensors"
+    _check_same(folder, request)
     if not weights.exists():
         prepared = prepare(request)  # all that can fail, before minutes are spent
         gap = round(prepared.plan.mode.gap)
         source = VolumeSource(
-            request.input, 1.0, request.voxel_size, request.level, request.channel, request.roi, request.mask
+            path=request.input,
+            voxel_size=request.voxel_size,
+            level=request.level,
+            channel=request.channel,
+            roi=request.roi,
+            mask=request.mask,
+            damaged=request.damaged,
         )
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ASKED).write_text(json.dumps(_asked(request), indent=2) + "\n")
         fit = FitSettings(
             minutes=seconds / 60,
             learning_rate=RATE,
@@ -66,7 +78,7 @@ def adapted(request: Request, notify: Notify = lambda run, row: None) -> Request
                 out=str(folder),
                 name=NAME,
                 volumes=(source,),
-                start_from=request.weights,
+                start_from=request.weights or default_weights(request.mode),
                 factors=tuple(sorted({max(2, gap - 1), gap, gap + 1})),
                 fit=fit,
                 device=prepared.job.device,
@@ -77,3 +89,17 @@ def adapted(request: Request, notify: Notify = lambda run, row: None) -> Request
             notify,
         )
     return replace(request, weights=str(weights))
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    """What decides the adapted weights, as JSON values."""
+    names = ("input", "voxel_size", "level", "channel", "roi", "mask", "damaged", "weights", "factor", "seed", "adapt")
+    values: dict[str, Any] = json.loads(json.dumps({name: getattr(request, name) for name in names}))
+    return values | {"input": Path(request.input).name}  # which may be called by another path
+
+
+def _check_same(folder: Path, request: Request) -> None:
+    if not (folder / ASKED).exists():
+        return
+    if unlike := differences(json.loads((folder / ASKED).read_text()), _asked(request)):
+        raise ConfigError(f"{folder} was adapted otherwise: {'; '.join(unlike)}; remove it, or choose another --out")

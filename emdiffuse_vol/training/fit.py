@@ -66,6 +66,17 @@ class FitSettings:
             raise ConfigError("fit.steps, fit.checkpoint_every and fit.validate_every must be at least 1")
         if self.minutes is not None and not self.minutes > 0:
             raise ConfigError(f"fit.minutes is {self.minutes}; it must be above 0")
+        positive = {name: getattr(self, name) for name in ("learning_rate", "warmup", "clip")}
+        positive |= {"decay": self.decay} if self.schedule == "trapezoid" else {}
+        for name, value in positive.items():
+            if not value > 0:
+                raise ConfigError(f"fit.{name} is {value}; it must be above 0")
+        shares = [("ema", self.ema), ("members_from", self.members_from), *(("refill", share) for share in self.refill)]
+        for name, value in shares:
+            if not 0 <= value <= 1:
+                raise ConfigError(f"fit.{name} is {value}; it must be from 0 to 1")
+        if self.seed < 0 or self.weight_decay < 0:
+            raise ConfigError("fit.seed and fit.weight_decay must not be below 0")
         if self.schedule not in ("trapezoid", "cosine"):
             raise ConfigError(f"fit.schedule {self.schedule!r} is unknown; choose trapezoid or cosine")
         if self.optimizer not in ("muon", "adamw"):
@@ -97,15 +108,17 @@ class Ranks:
         return value
 
 
-def join_ranks(device: str) -> Ranks:
-    """What ``torchrun`` says in the environment."""
+def join_ranks(device: Device) -> tuple[Ranks, Device]:
+    """What ``torchrun`` says in the environment: this process among the others, and the GPU that is its own."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        return Ranks()
+        return Ranks(), device
+    cuda = device.name.startswith("cuda")
     if not torch.distributed.is_initialized():
-        # gloo carries both kinds of tensors; gradients go through the CPU-side ring only where there is no NCCL.
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
-    return Ranks(torch.distributed.get_rank(), world)
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    if device.name == "cuda":
+        device = Device(f"cuda:{os.environ['LOCAL_RANK']}", device.precision)
+    return Ranks(torch.distributed.get_rank(), world), device
 
 
 def learning_rate(step: int, settings: FitSettings, steps: int) -> float:
@@ -142,13 +155,17 @@ class Run:
         folder: Path,
         device: Device,
         ranks: Ranks | None = None,
+        recipe: dict[str, Any] | None = None,
     ) -> None:
+        """recipe: what else decides the weights, as JSON values; like the settings, it must not change on the way."""
         settings.check()
         self.net, self.objective, self.settings, self.device = net.to(device.name), objective, settings, device
-        self.folder, self.ranks = folder, ranks or Ranks()
+        self.folder, self.ranks, self.recipe = folder, ranks or Ranks(), _plain(recipe or {})
         self.ema = deepcopy(net).requires_grad_(False)
         self.optimizers = make_optimizers(net, settings)
         self.step, self.steps, self.seconds = 0, settings.steps, 0.0
+        if settings.minutes is not None:
+            self.steps = max(self.steps, TIMED[1] + 1)  # enough to be timed
         self.best = -math.inf
         self._timed = 0.0
         self.teacher: dict[str, Any] | None = None
@@ -172,7 +189,9 @@ class Run:
             self._make_teacher()
         rng = np.random.default_rng((self.settings.seed, self.step, self.ranks.rank))
         batch = self.objective.batch(rng, self.step)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        seed = int(rng.integers(2**62))
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed + 1)  # dropout, in the published network, knows no generator but the global one
         rate = learning_rate(self.step, self.settings, self.steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -214,7 +233,9 @@ class Run:
             "steps": self.steps,
             "seconds": self.seconds,
             "best": self.best,
-            "settings": _plain(self.settings),
+            "timed": self._timed,
+            "settings": _plain(asdict(self.settings)),
+            "recipe": self.recipe,
         }
         partial = self.path.with_suffix(".tmp")
         with partial.open("wb") as file:
@@ -234,28 +255,32 @@ class Run:
 
     def _load(self) -> None:
         state = torch.load(self.path, weights_only=True, map_location=self.device.name)
-        asked = _plain(self.settings)
-        if unlike := [name for name in asked if asked[name] != state["settings"].get(name)]:
+        asked = {f"fit.{name}": value for name, value in _plain(asdict(self.settings)).items()} | self.recipe
+        made = {f"fit.{name}": value for name, value in state["settings"].items()} | state.get("recipe", {})
+        for name in (name for name in asked if name in made and asked[name] != made[name]):
             raise ConfigError(
-                f"{self.path} was made with other settings: fit.{unlike[0]} was {state['settings'].get(unlike[0])}, is "
-                f"now {asked[unlike[0]]}; give them back, or another --out"
+                f"{self.path} was made with other settings: {name} was {made[name]}, is now {asked[name]}; give them "
+                f"back, or another --out"
             )
         self.net.load_state_dict(state["net"])
         self.ema.load_state_dict(state["ema"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.steps, self.seconds = int(state["step"]), int(state["steps"]), float(state["seconds"])
-        self.best, self.teacher = float(state["best"]), state["teacher"]
-        self._cut_log()
+        self.best, self.teacher, self._timed = float(state["best"]), state["teacher"], float(state.get("timed", 0.0))
+        for name in ("log.jsonl", "scores.jsonl"):
+            self._cut_log(self.folder / name)
         if self.teacher is not None:
             self._teach()
 
-    def _cut_log(self) -> None:
-        """Rows after the checkpoint are made again."""
-        log = self.folder / "log.jsonl"
+    def _cut_log(self, log: Path) -> None:
+        """Rows after the checkpoint are made again, and so is what a kill left of one."""
         if self.ranks.rank == 0 and log.exists():
-            rows = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
-            log.write_text("".join(row + "\n" for row in rows))
+            rows = [line for line in log.read_text().splitlines() if line.endswith("}")]
+            kept = [row for row in rows if json.loads(row)["step"] <= self.step]
+            partial = log.with_suffix(".tmp")
+            partial.write_text("".join(row + "\n" for row in kept))
+            os.replace(partial, log)
 
     def _average(self) -> None:
         """A moving average that forgets the first steps faster."""
@@ -272,8 +297,9 @@ class Run:
         if self.step == first:
             self._timed = self.seconds
         if self.step == last:
-            # Steps that train the spread too take about half as long again.
-            dearer = 1 + 0.5 * (1 - self.settings.members_from)
+            # Steps that train the spread too take about half as long again; where all do, they were timed.
+            share = self.settings.members_from
+            dearer = 1.5 - 0.5 * share if share else 1.0
             each = (self.seconds - self._timed) / (last - first) * dearer
             self.steps = max(last + 1, int(self.ranks.from_first(60 * self.settings.minutes / each)))
 
@@ -313,6 +339,7 @@ def fit(
     return scores
 
 
-def _plain(settings: FitSettings) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """As JSON would give it back."""
+    values: dict[str, Any] = json.loads(json.dumps(settings))
     return values

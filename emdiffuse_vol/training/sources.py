@@ -18,9 +18,11 @@ import numpy as np
 
 from emdiffuse_vol.errors import ConfigError, InputError
 from emdiffuse_vol.geometry.boxes import Box, reflect
+from emdiffuse_vol.metrics.interpolation import linear_at
 from emdiffuse_vol.reconstruct.empty import Overlay
 from emdiffuse_vol.reconstruct.greys import GreyMap, dtype_greys, measure_greys
 from emdiffuse_vol.reconstruct.run import parse_roi
+from emdiffuse_vol.reconstruct.source import resolve_damaged
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.volume import Nanometres, Volume, VolumeSpec
 from emdiffuse_vol.training.volumes import FloatArray, TrainingVolume, coarse_volume, isotropic_volume, lateral_volume
@@ -47,6 +49,7 @@ class VolumeSource:
     channel: int | None = None
     roi: str | None = None
     mask: str | None = None
+    damaged: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,18 @@ class Source:
     mask: Overlay | None = None
     weight: float = 1.0
     coarse: int | None = None
+    damaged: tuple[int, ...] = ()
     refill: Refill | None = field(default=None, repr=False)
 
     def read(self, box: Box) -> TrainingVolume:
         """box: voxels of the stored volume."""
         greys = self.greys.normalise(self.volume.read(box))
         inside = None if self.mask is None else inside_mask(self.mask, box)
+        bad = [k - box.start[0] for k in self.damaged if box.start[0] <= k < box.stop[0]]
+        if bad:
+            greys = bridged(greys, bad)
+            inside = np.ones(greys.shape, np.float32) if inside is None else inside
+            inside[bad] = 0
         if self.coarse is not None:
             result = coarse_volume(greys, self.coarse)
             if inside is not None:
@@ -117,6 +126,16 @@ class Source:
             if self.mask is None or inside_mask(self.mask, box).mean() > 0.1:
                 break
         return self.read(box)
+
+
+def bridged(sections: FloatArray, bad: list[int]) -> FloatArray:
+    """Damaged sections replaced by what lies between their good neighbours. Raises InputError where none is good."""
+    good = np.setdiff1d(np.arange(len(sections)), bad)
+    if not good.size:
+        raise InputError("all sections of a place to train on are damaged; leave it out with roi or mask")
+    position = np.interp(np.arange(len(sections)), good, np.arange(len(good)))
+    below = np.floor(position).astype(np.int64)
+    return linear_at(sections[good], below, (position - below).astype(np.float32))
 
 
 def inside_mask(mask: Overlay, box: Box) -> FloatArray:
@@ -189,7 +208,8 @@ def open_source(entry: VolumeSource, mode: str, held_out: float, coarse: int | N
     rows = None if factor is None else coarse
     if rows is None and (planes := (region.shape[0] - 1) * (factor or 1) + 1) < 8:
         raise ConfigError(f"{entry.path} is {planes} planes of its lateral pixels deep; training needs at least 8")
-    parts = [Source(volume, part, greys, factor, mask, entry.weight, rows) for part in (train, held)]
+    bad = resolve_damaged(entry.damaged, volume)
+    parts = [Source(volume, part, greys, factor, mask, entry.weight, rows, bad) for part in (train, held)]
     return parts[0], parts[1]
 
 

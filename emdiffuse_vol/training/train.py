@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,18 @@ from emdiffuse_vol.training.objectives import (
     Objective,
     Sizes,
     SlabObjective,
+    orientations,
     pair_objective,
     vem_objective,
 )
-from emdiffuse_vol.training.sources import CUBE, Cubes, PairSource, Source, VolumeSource, open_pair, open_source
+from emdiffuse_vol.training.sources import Cubes, PairSource, Source, VolumeSource, open_pair, open_source
 from emdiffuse_vol.training.volumes import refill
 
 VOLUMES, PAIRS = ("vEMDiffuse-i", "vEMDiffuse-a"), ("EMDiffuse-n", "EMDiffuse-r")
 GAPS = (4, 5, 6, 8, 10)  # calibrated, where they were trained
 REACH = (0.75, 7 / 6)  # gaps accepted beside those trained: a quarter below the least, a sixth above the greatest
 EVERY = 10  # steps between scalars
+HELD_OUT = 256  # voxels along each axis of the isotropic grid, at most, that are scored and calibrated on
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,11 @@ Notify = Callable[[Run, Row], None]
 def train(request: Request, notify: Notify = lambda run, row: None) -> Path:
     """-> the weights file. Running the same request again continues it. Raises our errors."""
     check(request)
-    device = choose_device(request.device, request.precision)
-    ranks = join_ranks(device.name)
     net, architecture, arguments = network(request)
+    ranks, device = join_ranks(choose_device(request.device, request.precision, exact=isinstance(net, UNet)))
     objective, held_out = prepare(request, net)
     folder = Path(request.out)
-    run = Run(net, objective, request.fit, folder, device, ranks)
+    run = Run(net, objective, request.fit, folder, device, ranks, recipe(request))
     name = request.name or folder.resolve().name
     facts = {
         "architecture": architecture,
@@ -103,7 +104,7 @@ def train(request: Request, notify: Notify = lambda run, row: None) -> Path:
         "greys": "percentiles" if isinstance(net, SlabNet) else "dtype",
         **({} if request.pairs else {"gaps": gaps(request, net)}),
     }
-    board = open_board(folder) if ranks.rank == 0 else None
+    board = open_board(folder, run.step) if ranks.rank == 0 else None
 
     def report(run: Run, row: Row) -> None:
         if board is not None and run.step % EVERY == 0:
@@ -128,7 +129,7 @@ def train(request: Request, notify: Notify = lambda run, row: None) -> Path:
         calibration = None
         if isinstance(net, SlabNet):
             save_weights(path, run.ema, **facts)  # type: ignore[arg-type]
-            calibration = calibrated(request, path, net, held_out, run)
+            calibration = calibrated(request, path, unseen(run.ema, held_out))  # type: ignore[arg-type]
         extra = {"calibration": asdict(calibration)} if calibration and calibration.scale else {}
         scores = scores or run.score()
         save_weights(path, run.ema, **facts, **extra, training=provenance(request, run, scores))  # type: ignore[arg-type]
@@ -147,8 +148,12 @@ def check(request: Request) -> None:
         raise ConfigError(f"members_loss {request.members_loss!r} is unknown; choose crps or energy")
     if not request.factors or min(request.factors) < 2:
         raise ConfigError(f"factors are {list(request.factors)}; at least one is needed, each 2 or more")
-    if request.batch < 1 or request.planes < 2 or request.patch < 8 or request.factor < 1:
-        raise ConfigError("batch and factor must be at least 1, planes at least 2, patch at least 8")
+    if request.factor < 1 or (request.factor > 1 and request.mode != "EMDiffuse-r"):
+        raise ConfigError(f"factor is {request.factor}; of EMDiffuse-r it is at least 1, and no other mode has one")
+    if request.batch < 1 or request.planes < 2 or request.patch < 8 * request.factor:
+        raise ConfigError(f"batch must be at least 1, planes at least 2, patch at least {8 * request.factor}")
+    if request.name and ("/" in request.name or request.name in (".", "..")):
+        raise ConfigError(f"name is {request.name!r}; it names a file in the folder {request.out}")
     request.fit.check()
 
 
@@ -162,6 +167,10 @@ def network(request: Request) -> tuple[nn.Module, str, dict[str, Any]]:
         ):
             served = ", ".join(weights.metadata["modes"])
             raise ConfigError(f"start_from {request.start_from} serves {served}; choose weights for {request.mode}")
+        if request.difficulty and getattr(weights.net, "out_difficulty", None) is None:
+            raise ConfigError(
+                f"difficulty needs a second head, and {request.start_from} has none; leave one of them out"
+            )
         return weights.net.requires_grad_(True), weights.architecture, weights.config
     arguments = dict(request.network)
     architecture = arguments.pop("architecture", None)
@@ -169,11 +178,15 @@ def network(request: Request) -> tuple[nn.Module, str, dict[str, Any]]:
     if architecture not in allowed:
         raise ConfigError(f"network.architecture is {architecture!r}; mode {request.mode} takes {', '.join(allowed)}")
     if request.difficulty:
+        if not architecture.startswith("unet"):
+            raise ConfigError(f"difficulty is of the published networks; network.architecture is {architecture}")
         arguments["difficulty"] = True
     torch.manual_seed(request.fit.seed)
     try:
+        if int(arguments.get("width", 2)) % 2:
+            raise ValueError("width must be even")
         net = MODELS[architecture](**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"network {request.network}: {error}") from None
     return net, architecture, arguments
 
@@ -190,18 +203,31 @@ def prepare(request: Request, net: nn.Module) -> tuple[Objective, list[Source]]:
         raise ConfigError(f"the published network knows one factor, not {list(request.factors)}; give one in factors")
     coarse = request.patch if published else None
     opened = [open_source(entry, request.mode, request.held_out, coarse) for entry in request.volumes]
-    sources, held_out = [first for first, _ in opened], [second for _, second in opened]
+    sources, held_out = [first for first, _ in opened], [limited(second) for _, second in opened]
     if published:
         for source in (*sources, *held_out):
             source.greys = dtype_greys(source.volume.spec.dtype)
-    too_wide = [f for f in request.factors if not any(source_fits(source, f) for source in sources)]
-    if len(too_wide) == len(request.factors):
-        raise ConfigError(f"no volume is long enough to hide planes between sections {too_wide[0]} pixels apart")
+    least = min(request.factors)
+    for entry, source in zip(request.volumes, sources, strict=True):
+        if not source_fits(source, least):
+            raise ConfigError(f"{entry.path} is not long enough to hide planes between sections {least} pixels apart")
     cubes = Cubes(sources, request.fit.seed)
-    seen = [limited(source).whole for source in held_out]
+    seen = [source.whole for source in held_out]
     if published:
-        return vem_objective(cubes, seen, sizes, request.augment, request.difficulty), held_out
-    return SlabObjective(cubes, seen, sizes, request.augment, request.members_weight, request.members_loss), held_out
+        scored = any(orientations(volume, least) for volume in seen)
+        objective: Objective = vem_objective(cubes, seen, sizes, request.augment, request.difficulty)
+    else:
+        slabs = SlabObjective(cubes, seen, sizes, request.augment, request.members_weight, request.members_loss)
+        objective, scored = slabs, bool(slabs.scored())
+    if not scored:
+        raise ConfigError(
+            f"held_out is {request.held_out:g}, and no volume has a part there that is long enough, and in its mask, "
+            f"to be scored; hold more out, or train smaller factors"
+        )
+    empty = [e for e, s in zip(request.volumes, sources, strict=True) if s.mask and s.small and not s.whole.known.any()]
+    if empty:
+        raise ConfigError(f"mask {empty[0].mask} leaves nothing of {empty[0].path} to train on")
+    return objective, held_out
 
 
 def source_fits(source: Source, factor: int) -> bool:
@@ -210,12 +236,11 @@ def source_fits(source: Source, factor: int) -> bool:
 
 
 def limited(source: Source) -> Source:
-    """What is held out of a large volume, cut to a size that can be scored again and again."""
-    z, y, x = source.region.shape
-    depth = max(2, CUBE[0] // (source.factor or 1)) + 60
+    """What is held out, of a large volume no more than is needed."""
     start = source.region.start
-    source.region = Box(start, (start[0] + min(z, depth), start[1] + min(y, 256), start[2] + min(x, 256)))
-    return source
+    most = (HELD_OUT // (source.factor or 1) + 1, HELD_OUT, HELD_OUT)
+    z, y, x = (a + min(n, m) for a, n, m in zip(start, source.region.shape, most, strict=True))
+    return replace(source, region=Box(start, (z, y, x)))
 
 
 def gaps(request: Request, net: nn.Module) -> list[float]:
@@ -224,16 +249,29 @@ def gaps(request: Request, net: nn.Module) -> list[float]:
     return [round(REACH[0] * min(request.factors), 2), round(REACH[1] * max(request.factors), 2)]
 
 
-def calibrated(request: Request, path: Path, net: nn.Module, held_out: list[Source], run: Run) -> Calibration:
+def unseen(net: SlabNet, held_out: list[Source]) -> list[HeldOut]:
+    """What was held out, unknown rows filled by ``net``."""
     parts = []
     for source in held_out:
         volume = source.whole
         if source.factor is not None:
-            volume = refill(run.ema, volume, source.factor, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-        parts.append(HeldOut(volume, source.greys, source.volume.spec.dtype).halves())
-    fitted, measured = [first for first, _ in parts], [second for _, second in parts]
-    trained = tuple(gap for gap in GAPS if min(request.factors) <= gap <= max(request.factors))
+            volume = refill(net, volume, source.factor, torch.Generator().manual_seed(0))
+        parts.append(HeldOut(volume, source.greys, source.volume.spec.dtype))
+    return parts
+
+
+def calibrated(request: Request, path: Path, parts: list[HeldOut], gaps: tuple[int, ...] = GAPS) -> Calibration:
+    """Of the weights in ``path``: fitted on one half of each part, measured on the other."""
+    halves = [part.halves() for part in parts]
+    trained = tuple(gap for gap in gaps if min(request.factors) <= gap <= max(request.factors))
+    fitted, measured = [first for first, _ in halves], [second for _, second in halves]
     return calibrate(str(path), fitted, measured, trained or request.factors[:1], mode=request.mode)
+
+
+def recipe(request: Request) -> dict[str, Any]:
+    """What decides the weights, besides ``fit``."""
+    free = ("out", "name", "fit", "device", "precision", "data", "licence")
+    return {key: value for key, value in asdict(request).items() if key not in free}
 
 
 def provenance(request: Request, run: Run, scores: Row) -> dict[str, Any]:
@@ -298,10 +336,10 @@ def card(request: Request, run: Run, name: str, scores: Row, calibration: Calibr
     return "\n".join(lines)
 
 
-def open_board(folder: Path) -> Any:
-    """A TensorBoard writer, or None where TensorBoard is not installed."""
+def open_board(folder: Path, step: int) -> Any:
+    """A TensorBoard writer that hides what was written after ``step``, or None where TensorBoard is not installed."""
     with suppress(ImportError):
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(folder))
+        return SummaryWriter(str(folder), purge_step=step + 1)
     return None
