@@ -265,7 +265,8 @@ def calibrated(request: Request, path: Path, parts: list[HeldOut], gaps: tuple[i
     halves = [part.halves() for part in parts]
     trained = tuple(gap for gap in gaps if min(request.factors) <= gap <= max(request.factors))
     fitted, measured = [first for first, _ in halves], [second for _, second in halves]
-    return calibrate(str(path), fitted, measured, trained or request.factors[:1], mode=request.mode)
+    settings: dict[str, Any] = {"mode": request.mode, "device": request.device, "precision": request.precision}
+    return calibrate(str(path), fitted, measured, trained or request.factors[:1], **settings)
 
 
 def recipe(request: Request) -> dict[str, Any]:
