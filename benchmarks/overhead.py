@@ -1,6 +1,8 @@
 """What the engine costs beside the network: two ratios, each measured in one run.
 
-    python benchmarks/overhead.py DATA/fib25_val benchmarks/results/overhead.json
+    python benchmarks/overhead.py DATA/fib25_val benchmarks/results/overhead.json [identity|network]
+
+Given one of the two, that one alone is measured and the other is kept as it stands in the file.
 
 identity   blocks whose network copies the nearest section, through the real task, executor, drive and ledger, against a
            plain tensorstore copy of the same bytes into the same shards (both fsync every shard)
@@ -61,16 +63,18 @@ class Identity(BlockTask):
         return result
 
 
-def main(data: Path, result: Path) -> None:
+def main(data: Path, result: Path, only: str | None) -> None:
     volume = np.stack([imread(file) for file in sorted((data / "grayscale_maps").glob("*.png"))])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        report = {
+        report = json.loads(result.read_text()) if only else {}
+        report |= {
             "made_by": "benchmarks/overhead.py",
             "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-            "identity": identity(folder, volume),
-            "network": network(folder, volume),
         }
+        for part in (identity, network):
+            if only in (None, part.__name__):
+                report[part.__name__] = part(folder, volume)
     result.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 
@@ -196,4 +200,4 @@ def loop(prepared: Prepared) -> float:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from emdiffuse_vol.errors import OutputError
 from emdiffuse_vol.viewing.panels import DPI, INK, PAPER
 
+TITLE = 0.3  # inches
 LEVELS: NDArray[np.float64] = np.array([*range(10, 100, 5), 99]) / 100
 MARKED = 0.9
 
@@ -37,7 +38,7 @@ def draw_reliability(
     columns = min(len(coverages), 2 if len(coverages) in (2, 4) else 3)
     rows = -(-len(coverages) // columns)
     side = width / DPI / max(columns, 2)
-    figure = Figure(figsize=(columns * side, rows * side), dpi=DPI, facecolor=PAPER, layout="constrained")
+    figure = Figure(figsize=(columns * side, rows * (side + TITLE)), dpi=DPI, facecolor=PAPER, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for place in panels.flat[len(coverages) :]:
