@@ -47,7 +47,7 @@ def progress_bars() -> Iterator[Callable[[Progress], None]]:
 
 @contextmanager
 def training_bar() -> Iterator[Callable[[Run, dict[str, float]], None]]:
-    """Steps done, and the loss averaged over about the last fifty. Silent but on the first of several processes."""
+    """Steps done, and the loss averaged over about the last fifty."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
@@ -65,8 +65,6 @@ def training_bar() -> Iterator[Callable[[Run, dict[str, float]], None]]:
         task = bars.add_task("", total=None, loss="", start=False)
 
         def notify(run: Run, row: dict[str, float]) -> None:
-            if run.ranks.rank:
-                return
             if not bars.tasks[0].started:
                 bars.start_task(task)
             for name in row.keys() - {"step", "rate", "norm", "seconds"}:
