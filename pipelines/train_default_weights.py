@@ -25,7 +25,6 @@ from emdiffuse_vol.models.ensemble import SlabEnsemble
 from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units
 from emdiffuse_vol.training.calibrate import HeldOut
 from emdiffuse_vol.training.train import calibrated, prepare, train, unseen
-from emdiffuse_vol.training.volumes import TrainingVolume
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NM, EVERY = 10.0, 5
@@ -72,10 +71,8 @@ def best(letter: str, of: list[str], folder: Path) -> None:
 
 def smaller(part: HeldOut) -> HeldOut:
     """Half of it, along one axis, as many evaluations are dear."""
-    volume = part.volume
-    planes = len(volume.greys) // 2
-    known = np.broadcast_to(volume.known, volume.greys.shape)[:planes]
-    return replace(part, volume=TrainingVolume(volume.greys[:planes], known, volume.axes[:1]))
+    half = part.volume.part((slice(len(part.volume.greys) // 2),))
+    return replace(part, volume=replace(half, axes=half.axes[:1]))
 
 
 def write(path: Path, greys: np.ndarray, every: int) -> None:

@@ -35,11 +35,7 @@ class HeldOut:
     def halves(self) -> tuple[HeldOut, HeldOut]:
         """Cut across y: one to fit on, one to measure on."""
         half = self.volume.greys.shape[1] // 2
-        known = np.broadcast_to(self.volume.known, self.volume.greys.shape)
-        lower, upper = (
-            TrainingVolume(self.volume.greys[:, part], known[:, part], self.volume.axes)
-            for part in (slice(0, half), slice(half, None))
-        )
+        lower, upper = (self.volume.part((slice(None), part)) for part in (slice(0, half), slice(half, None)))
         return HeldOut(lower, self.greys, self.dtype), HeldOut(upper, self.greys, self.dtype)
 
 
@@ -99,7 +95,7 @@ def residuals(
         ).compute(scheduler="synchronous")
         truth = truth[: made.sizes["z"]]
         hidden = np.arange(len(truth)) % gap != 0
-        known = np.broadcast_to(turned.known, turned.greys.shape)[: len(truth)][hidden] > 0
+        known = turned.measured[: len(truth)][hidden] > 0
         if known.any():
             error = np.abs(made["mean"].values.astype(np.float32) - truth)[hidden][known]
             result.append((error, made["uncertainty"].values[hidden][known]))

@@ -64,7 +64,7 @@ def cut_crop(
         index=planes // factor + 1,
         t=(planes % factor / factor).astype(np.float32),
         hidden=planes % factor != 0,
-        known=np.ascontiguousarray(np.broadcast_to(volume.known, greys.shape)[part]),
+        known=np.ascontiguousarray(volume.measured[part]),
         gap=float(factor),
     )
 

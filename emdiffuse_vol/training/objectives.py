@@ -164,9 +164,7 @@ class SlabObjective:
 
 
 def _corner(volume: TrainingVolume) -> TrainingVolume:
-    part = (slice(SCORED_SIDE),) * 3
-    known = np.broadcast_to(volume.known, volume.greys.shape)
-    return TrainingVolume(volume.greys[part], known[part], volume.axes)
+    return volume.part((slice(SCORED_SIDE),) * 3)
 
 
 def orientations(volume: TrainingVolume, extent: int) -> list[TrainingVolume]:
@@ -180,7 +178,7 @@ def hidden_scores(net: SlabNet, turned: TrainingVolume, factor: int) -> dict[str
     mean, members = predict_volume(net, sections, factor, torch.Generator().manual_seed(0), 2)
     plain, truth = linear(sections, factor), turned.greys[: len(mean)]
     hidden = np.arange(len(mean)) % factor != 0
-    known = np.broadcast_to(turned.known, turned.greys.shape)[: len(mean)][hidden] > 0
+    known = turned.measured[: len(mean)][hidden] > 0
     guess, other, true = (image[hidden][known] for image in (mean, plain, truth))
     result = {
         "gain_db": psnr(guess, true, RANGE) - psnr(other, true, RANGE),

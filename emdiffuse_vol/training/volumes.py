@@ -32,6 +32,11 @@ class TrainingVolume:
     axes: tuple[int, ...] = (0, 1, 2)
 
     @property
+    def measured(self) -> FloatArray:
+        """``known`` in the shape of the greys."""
+        return np.broadcast_to(self.known, self.greys.shape)
+
+    @property
     def lateral_extent(self) -> int:
         """Pixels along the shortest axis that may lie in a section."""
         shape = self.greys.shape
@@ -43,8 +48,10 @@ class TrainingVolume:
 
     def turned(self, axes: tuple[int, ...]) -> TrainingVolume:
         """With its axes in another order, the first playing z. A view."""
-        known = np.broadcast_to(self.known, self.greys.shape)
-        return TrainingVolume(self.greys.transpose(axes), known.transpose(axes), (0,))
+        return TrainingVolume(self.greys.transpose(axes), self.measured.transpose(axes), (0,))
+
+    def part(self, where: tuple[slice, ...]) -> TrainingVolume:
+        return TrainingVolume(self.greys[where], self.measured[where], self.axes)
 
 
 def isotropic_volume(greys: FloatArray) -> TrainingVolume:
