@@ -23,7 +23,7 @@ from predictions import heading, rounded
 
 from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.models.checkpoints import MODELS
-from emdiffuse_vol.reconstruct.predict import choose_device
+from emdiffuse_vol.reconstruct.device import choose_device
 from emdiffuse_vol.stores.phantom import PhantomVolume
 from emdiffuse_vol.training.augment import Augment
 from emdiffuse_vol.training.fit import FitSettings, Run

@@ -29,8 +29,10 @@ from emdiffuse_vol.models.checkpoints import load_weights
 from emdiffuse_vol.models.slab import position_features
 from emdiffuse_vol.models.unet import UNet
 from emdiffuse_vol.modes import isotropic_mode
+from emdiffuse_vol.reconstruct.device import Device
 from emdiffuse_vol.reconstruct.job import Job, Request
-from emdiffuse_vol.reconstruct.predict import UNKNOWN, Device, PlanePredictor, Sampling, Tile, span_scales
+from emdiffuse_vol.reconstruct.predict import UNKNOWN, Tile
+from emdiffuse_vol.reconstruct.predictors import PlanePredictor, Sampling, span_scales
 from emdiffuse_vol.reconstruct.run import prepare
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.sections import WithoutSections, without_sections

@@ -22,11 +22,13 @@ from emdiffuse_vol.geometry.tiles import Tiling
 from emdiffuse_vol.models import slab
 from emdiffuse_vol.models.unet import UNet
 from emdiffuse_vol.modes import isotropic_mode
+from emdiffuse_vol.reconstruct.device import Device
 from emdiffuse_vol.reconstruct.empty import Emptiness, Overlay, choose_level, constants, empty_codes, open_emptiness
 from emdiffuse_vol.reconstruct.greys import GreyMap
 from emdiffuse_vol.reconstruct.job import Job, Request
 from emdiffuse_vol.reconstruct.plan import Plan, plan_blocks
-from emdiffuse_vol.reconstruct.predict import Device, PlanePredictor, Sampling, predict_block
+from emdiffuse_vol.reconstruct.predict import predict_block
+from emdiffuse_vol.reconstruct.predictors import PlanePredictor, Sampling
 from emdiffuse_vol.reconstruct.run import prepare
 from emdiffuse_vol.stores.convert import convert
 from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units

@@ -25,10 +25,12 @@ from emdiffuse_vol.metrics.seams import face_differences, seam
 from emdiffuse_vol.models.unet import UNet
 from emdiffuse_vol.modes import isotropic_mode
 from emdiffuse_vol.reconstruct import worker
+from emdiffuse_vol.reconstruct.device import Device
 from emdiffuse_vol.reconstruct.greys import Codes, GreyMap
 from emdiffuse_vol.reconstruct.ledger import Ledger
 from emdiffuse_vol.reconstruct.plan import plan_blocks
-from emdiffuse_vol.reconstruct.predict import Device, PlanePredictor, Sampling, SlabPredictor, Tile, predict_block
+from emdiffuse_vol.reconstruct.predict import Tile, predict_block
+from emdiffuse_vol.reconstruct.predictors import PlanePredictor, Sampling, SlabPredictor
 from emdiffuse_vol.reconstruct.run import prepare, reconstruct
 from emdiffuse_vol.stores.volume import mirror_into, mirror_source
 

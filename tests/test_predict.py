@@ -13,9 +13,11 @@ from volumes import smooth_volume
 from emdiffuse_vol.errors import BlockError
 from emdiffuse_vol.models.unet import UNet
 from emdiffuse_vol.modes import isotropic_mode
+from emdiffuse_vol.reconstruct.device import Device
 from emdiffuse_vol.reconstruct.greys import GreyMap
 from emdiffuse_vol.reconstruct.plan import plan_blocks
-from emdiffuse_vol.reconstruct.predict import Device, PlanePredictor, Sampling, SlabPredictor, predict_block
+from emdiffuse_vol.reconstruct.predict import predict_block
+from emdiffuse_vol.reconstruct.predictors import PlanePredictor, Sampling, SlabPredictor
 from emdiffuse_vol.stores.volume import mirror_into, mirror_source
 
 CPU = Device("cpu", "float32")

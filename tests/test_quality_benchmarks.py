@@ -25,7 +25,7 @@ import emdiffuse_vol
 from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.models.checkpoints import save_weights
 from emdiffuse_vol.models.unet import UNet
-from emdiffuse_vol.reconstruct.predict import PlanePredictor
+from emdiffuse_vol.reconstruct.predictors import PlanePredictor
 
 FACTOR = 5
 SETTINGS = {"shard": (64, 64, 64), "tile": (24, 64, 64), "precision": "float32"}

@@ -21,8 +21,8 @@ from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.models.checkpoints import load_weights
 from emdiffuse_vol.models.slab import SlabNet
 from emdiffuse_vol.models.unet import UNet
+from emdiffuse_vol.reconstruct.device import Device
 from emdiffuse_vol.reconstruct.greys import GreyMap, measure_greys
-from emdiffuse_vol.reconstruct.predict import Device
 from emdiffuse_vol.training import sources as sources_module
 from emdiffuse_vol.training.augment import CHANGES, Augment, augment, bend_contrast
 from emdiffuse_vol.training.calibrate import HeldOut, calibrate, residuals

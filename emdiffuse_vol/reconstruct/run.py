@@ -24,6 +24,7 @@ from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.models.checkpoints import Weights, default_weights, load_weights
 from emdiffuse_vol.models.slab import SlabNet
 from emdiffuse_vol.modes import check_mode, isotropic_mode
+from emdiffuse_vol.reconstruct.device import Device, choose_device
 from emdiffuse_vol.reconstruct.empty import describe_empty
 from emdiffuse_vol.reconstruct.engine import Notify, complete
 from emdiffuse_vol.reconstruct.estimate import traffic
@@ -31,7 +32,8 @@ from emdiffuse_vol.reconstruct.greys import dtype_greys, measure_greys
 from emdiffuse_vol.reconstruct.job import Job, Request
 from emdiffuse_vol.reconstruct.output import Output
 from emdiffuse_vol.reconstruct.plan import Plan, plan_blocks
-from emdiffuse_vol.reconstruct.predict import Device, Predictor, Sampling, build_predictor, choose_device, span_scales
+from emdiffuse_vol.reconstruct.predict import Predictor
+from emdiffuse_vol.reconstruct.predictors import Sampling, build_predictor, span_scales
 from emdiffuse_vol.reconstruct.source import resolve_damaged
 from emdiffuse_vol.stores.kvstore import is_remote
 from emdiffuse_vol.stores.opening import open_volume

@@ -25,12 +25,14 @@ from emdiffuse_vol.executors import AHEAD
 from emdiffuse_vol.executors.local import THREAD
 from emdiffuse_vol.executors.walltime import check_time
 from emdiffuse_vol.models.checkpoints import load_weights
+from emdiffuse_vol.reconstruct.device import Device
 from emdiffuse_vol.reconstruct.empty import Emptiness, empty_codes, open_emptiness
 from emdiffuse_vol.reconstruct.greys import Codes, check_finite
 from emdiffuse_vol.reconstruct.job import Job, differences
 from emdiffuse_vol.reconstruct.ledger import BRIDGED, DONE, SKIPPED, Receipt, checksum
 from emdiffuse_vol.reconstruct.plan import Block, Plan
-from emdiffuse_vol.reconstruct.predict import Device, Predictor, Sampling, build_predictor, predict_block
+from emdiffuse_vol.reconstruct.predict import Predictor, predict_block
+from emdiffuse_vol.reconstruct.predictors import Sampling, build_predictor
 from emdiffuse_vol.reconstruct.software import software
 from emdiffuse_vol.reconstruct.source import open_input
 from emdiffuse_vol.stores.image import finish, open_array, write_units

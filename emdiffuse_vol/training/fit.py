@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from emdiffuse_vol.errors import BlockError, ConfigError
-from emdiffuse_vol.reconstruct.predict import Device
+from emdiffuse_vol.reconstruct.device import Device
 from emdiffuse_vol.training.muon import Muon
 from emdiffuse_vol.training.objectives import Objective
 

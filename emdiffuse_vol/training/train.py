@@ -25,8 +25,8 @@ from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.models.checkpoints import MODELS, load_weights, save_weights
 from emdiffuse_vol.models.slab import SlabNet
 from emdiffuse_vol.models.unet import UNet
+from emdiffuse_vol.reconstruct.device import choose_device
 from emdiffuse_vol.reconstruct.greys import dtype_greys
-from emdiffuse_vol.reconstruct.predict import choose_device
 from emdiffuse_vol.training.augment import Augment
 from emdiffuse_vol.training.calibrate import Calibration, HeldOut, calibrate
 from emdiffuse_vol.training.fit import FitSettings, Row, Run, fit, join_ranks
