@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ import tensorstore as ts
 import tifffile
 import zarr
 from numpy.typing import NDArray
+from servers import Objects, local_s3, serving
 
 from emdiffuse_vol.errors import InputError
 from emdiffuse_vol.geometry.boxes import Box, Triple
+from emdiffuse_vol.stores.kvstore import AWS_CREDENTIALS
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.volume import DTYPES
 
@@ -378,65 +380,66 @@ def test_metadata_nested_without_end_are_refused(tmp_path: Path) -> None:
 def test_folders_are_read_over_http(tmp_path: Path, name: str) -> None:
     data = greys()
     WRITERS[name](tmp_path / "v", data)
-    handler = partial(Quiet, directory=str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/v"
-        check(url, data)
-        check(f"{name}://{url}", data)
+    with serving(tmp_path) as address:
+        check(f"{address}/v", data)
+        check(f"{name}://{address}/v", data)
         with pytest.raises(InputError, match="is not a Zarr, N5 or precomputed"):
-            open_volume(f"{url}/elsewhere")
-        server.shutdown()
+            open_volume(f"{address}/elsewhere")
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[tuple[str, Any]]:
-    """Address of a local S3, and a function that puts a folder into its bucket."""
-    boto3 = pytest.importorskip("boto3", reason="a local S3 needs boto3 and moto[server]")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
-    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys)
-    client.create_bucket(Bucket="volumes", ACL="public-read")
-
-    def put(folder: Path) -> None:
-        for file in folder.rglob("*"):
-            if file.is_file():
-                key = str(file.relative_to(folder.parent))
-                client.put_object(Bucket="volumes", Key=key, Body=file.read_bytes(), ACL="public-read")
-
-    yield f"http://{host}:{port}", put
-    server.stop()
+    with local_s3() as found:
+        yield found
 
 
-@pytest.mark.parametrize(
-    ("name", "driver"),
-    [("n5", "n5"), ("precomputed", "neuroglancer_precomputed"), ("zarr", "zarr3")],
-)
-def test_buckets_are_read(tmp_path: Path, bucket: tuple[str, Any], name: str, driver: str) -> None:
-    """By the address of an object, and by a spec that names the server, as private ones need it."""
+@pytest.mark.parametrize("name", ["n5", "precomputed", "zarr"])
+def test_buckets_are_read(tmp_path: Path, bucket: tuple[str, Any], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the address of an object, by s3://, and by a spec that names the server, as private ones need it."""
     address, put = bucket
     data, folder = greys(), tmp_path / f"{name}-volume"
+    write_chunked(name, folder, data)
+    put(folder)
+    check(f"{address}/volumes/{folder.name}", data, voxel_size=SIZE)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no credentials: those of public buckets are not looked for
+    for variable in AWS_CREDENTIALS:
+        monkeypatch.delenv(variable, raising=False)
+    check(f"s3://volumes/{folder.name}", data, voxel_size=SIZE)
+    store = {"driver": "s3", "bucket": "volumes", "path": f"{folder.name}/", "endpoint": address}
+    store |= {"aws_region": "us-east-1", "aws_credentials": {"type": "anonymous"}}
+    spec: dict[str, Any] = {"driver": DRIVERS[name], "kvstore": store}
+    if name == "n5":
+        spec["transform"] = {"input_labels": ["x", "y", "z"]}
+    check(f"tensorstore:{json.dumps(spec)}", data, voxel_size=SIZE)
+    for elsewhere in (f"{address}/volumes/elsewhere", "s3://volumes/elsewhere"):
+        with pytest.raises(InputError, match="is not a Zarr, N5 or precomputed"):
+            open_volume(elsewhere, voxel_size=SIZE)
+
+
+DRIVERS = {"n5": "n5", "precomputed": "neuroglancer_precomputed", "zarr": "zarr3"}
+
+
+def write_chunked(name: str, folder: Path, data: NDArray[Any]) -> None:
     if name == "zarr":
         zarr.create_array(folder, data=data, chunks=(4, 4, 4))
     else:
         WRITERS[name](folder, data)
-    put(folder)
-    check(f"{address}/volumes/{folder.name}", data, voxel_size=SIZE)
-    store = {"driver": "s3", "bucket": "volumes", "path": f"{folder.name}/", "endpoint": address}
-    store |= {"aws_region": "us-east-1", "aws_credentials": {"type": "anonymous"}}
-    spec: dict[str, Any] = {"driver": driver, "kvstore": store}
-    if name == "n5":
-        spec["transform"] = {"input_labels": ["x", "y", "z"]}
-    check(f"tensorstore:{json.dumps(spec)}", data, voxel_size=SIZE)
-    with pytest.raises(InputError, match="is not a Zarr, N5 or precomputed"):
-        open_volume(f"{address}/volumes/elsewhere", voxel_size=SIZE)
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
+def test_buckets_of_google_are_read(tmp_path: Path) -> None:
+    """In a process of its own: tensorstore looks once where Google is."""
+    for name in DRIVERS:
+        write_chunked(name, tmp_path / "volumes" / name, greys())
+    code = (
+        "import sys, numpy as np; from test_formats import *\n"
+        "for name in DRIVERS: check(f'gs://volumes/{name}', greys(), voxel_size=SIZE)\n"
+        "with pytest.raises(InputError, match='is not a Zarr'): open_volume('gs://volumes/elsewhere')"
+    )
+    with serving(tmp_path, Objects) as address:
+        google = {"TENSORSTORE_GCS_HTTP_URL": address, "NO_GCE_CHECK": "true", "HOME": str(tmp_path)}
+        path = {"PYTHONPATH": str(Path(__file__).parent)}
+        subprocess.run([sys.executable, "-c", code], env=os.environ | google | path, check=True)
 
 
 # TIFF

@@ -2,12 +2,16 @@
 
 Convention: a *url* names a folder, without a trailing slash; keys are relative to it. Errors of tensorstore, which all
 are ``ValueError``, leave this package as ours, one line long.
+
+s3:// is asked with the credentials that the environment or ~/.aws hold, without any where they hold none, as public
+buckets want it; AWS_ENDPOINT_URL names another server than Amazon's, as for other programs.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import tensorstore as ts
@@ -16,6 +20,14 @@ from emdiffuse_vol.errors import InputError
 
 # Shard indices and the chunks that neighbouring blocks share; bounded, so that memory does not grow with the volume.
 CACHE_BYTES = 64 << 20
+
+AWS_CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_PROFILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
 
 # tensorstore's default is 32 attempts over many minutes: a wrong address would look like a hang.
 RETRIES = {"max_retries": 6, "initial_delay": "0.2s", "max_delay": "5s"}
@@ -34,7 +46,22 @@ def absolute(url: str | os.PathLike[str]) -> str:
 def kvstore(url: str, path: str = "") -> dict[str, Any] | str:
     """Spec of the folder ``path`` below ``url``."""
     folder = "/".join([absolute(url), *filter(None, path.split("/"))]) + "/"
+    if folder.startswith("s3://"):
+        return _s3(folder)
     return folder if is_remote(folder) else {"driver": "file", "path": folder}
+
+
+def _s3(folder: str) -> dict[str, Any]:
+    bucket, _, path = folder.removeprefix("s3://").partition("/")
+    spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": path}
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        spec |= {"endpoint": endpoint, "aws_region": region}
+    # Where there are none, the search for them ends at the metadata service of a machine that may be none of Amazon's:
+    # minutes of silence.
+    if not (any(map(os.environ.get, AWS_CREDENTIALS)) or (Path.home() / ".aws/credentials").is_file()):
+        spec["aws_credentials"] = {"type": "anonymous"}
+    return spec
 
 
 def inside(name: str, path: Any) -> str:
