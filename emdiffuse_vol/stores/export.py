@@ -189,6 +189,8 @@ def _zarr_v2(path: Path, begun: bool, spec: VolumeSpec, options: dict[str, Any])
     if not begun:
         described = multiscale(options["name"], "zyx", spec.voxel_size, spec.origin, len(shapes)) | {"version": "0.4"}
         made = (options["provenance"] or {}) | {"source": spec.identity}
+        for level in range(len(shapes)):  # for xarray, which Zarr v2 tells no other way
+            write_json(f"{path}/{level}", ".zattrs", {"_ARRAY_DIMENSIONS": ["z", "y", "x"]})
         write_json(str(path), ".zattrs", {"multiscales": [described], "emdvol": made})
         write_json(str(path), ".zgroup", {"zarr_format": 2})
     return Arrays(levels, CHUNK)
