@@ -82,3 +82,17 @@ def difficulty_weighted(estimate: Tensor, noise: Tensor, log_phi: Tensor) -> Ten
     phi = |error|: the negative log-likelihood of a normal distribution, up to a constant.
     """
     return ((estimate - noise).square() * torch.exp(-2 * log_phi) / 2 + log_phi).mean()
+
+
+def dissimilarity(image: Tensor, truth: Tensor, data_range: float = 2.0, window: int = 7) -> Tensor:
+    """1 - SSIM of [n, 1, y, x] (Wang et al. 2004), in windows of ``window`` x ``window`` pixels inside the image."""
+    small, middling = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+
+    def local(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, window, stride=1)
+
+    a, b = local(image), local(truth)
+    variances = local(image.square()) - a.square() + local(truth.square()) - b.square()
+    covariance = local(image * truth) - a * b
+    similarity = (2 * a * b + small) * (2 * covariance + middling)
+    return 1 - (similarity / ((a.square() + b.square() + small) * (variances + middling))).mean()

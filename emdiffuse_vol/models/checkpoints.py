@@ -32,6 +32,7 @@ from emdiffuse_vol.models.download import checksum
 from emdiffuse_vol.models.ensemble import SlabEnsemble
 from emdiffuse_vol.models.plane import PlaneNet
 from emdiffuse_vol.models.registry import embedded, served_gaps
+from emdiffuse_vol.models.section import SectionNet
 from emdiffuse_vol.models.slab import SlabNet
 from emdiffuse_vol.models.unet import UNet
 
@@ -53,6 +54,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "slab": SlabNet,
     "slab-ensemble": SlabEnsemble,
     "plane": PlaneNet,
+    "section": SectionNet,
     "unet-vem": partial(UNet, in_channels=3, slices=True),
     "unet-2d": partial(UNet, in_channels=2, slices=False),
 }

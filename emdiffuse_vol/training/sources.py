@@ -27,6 +27,7 @@ from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.volume import Nanometres, Volume, VolumeSpec
 from emdiffuse_vol.training.volumes import FloatArray, TrainingVolume, coarse_volume, isotropic_volume, lateral_volume
 
+VOLUMES = ("vEMDiffuse-i", "vEMDiffuse-a")  # modes that learn what lies between sections
 IN_MEMORY = 2**27  # voxels, 512 MB of float32
 CUBES, CUBE = 4, (192, 192, 192)  # held at a time, of a larger source; voxels of the isotropic grid
 RENEW = 400  # steps that a cube is used for
@@ -66,7 +67,8 @@ class PairSource:
 @dataclass
 class Source:
     """factor: None for an isotropic volume, else lateral pixels from section to section. refill: see ``Cubes``.
-    coarse: None, or how many rows at least, where planes keep their coarse rows as the published network had them."""
+    coarse: None, or how many rows at least, where planes keep their coarse rows as the published network had them.
+    axes: those that may play z."""
 
     volume: Volume
     region: Box
@@ -76,6 +78,7 @@ class Source:
     weight: float = 1.0
     coarse: int | None = None
     damaged: tuple[int, ...] = ()
+    axes: tuple[int, ...] = (0, 1, 2)
     refill: Refill | None = field(default=None, repr=False)
 
     def read(self, box: Box) -> TrainingVolume:
@@ -96,7 +99,7 @@ class Source:
             if inside is not None:  # a plane between sections is never known, so its mask does not matter
                 inside = np.repeat(inside, self.factor, axis=0)[: len(result.greys)]
         else:
-            result = isotropic_volume(greys)
+            result = replace(isotropic_volume(greys), axes=self.axes)
         if inside is not None:
             result = replace(result, known=result.known * inside)
         if self.refill is not None and self.factor is not None:
@@ -202,14 +205,15 @@ def open_source(entry: VolumeSource, mode: str, held_out: float, coarse: int | N
     mask = None
     if entry.mask is not None:
         mask = _open_mask(entry.mask, spec)
-    factor = _factor(entry.path, spec.voxel_size, mode)
+    factor = _factor(entry.path, spec.voxel_size, mode) if mode in VOLUMES else None
+    axes = (0,) if mode not in VOLUMES and not isotropic(spec.voxel_size) else (0, 1, 2)
     greys, _ = measure_greys(region.shape, lambda box: volume.read(box.shift(region.start)))
     train, held = split(region, held_out)
     rows = None if factor is None else coarse
     if rows is None and (planes := (region.shape[0] - 1) * (factor or 1) + 1) < 8:
         raise ConfigError(f"{entry.path} is {planes} planes of its lateral pixels deep; training needs at least 8")
     bad = resolve_damaged(entry.damaged, volume)
-    parts = [Source(volume, part, greys, factor, mask, entry.weight, rows, bad) for part in (train, held)]
+    parts = [Source(volume, part, greys, factor, mask, entry.weight, rows, bad, axes) for part in (train, held)]
     return parts[0], parts[1]
 
 
@@ -237,10 +241,14 @@ def _check_share(held_out: float, of: str) -> None:
         raise ConfigError(f"held_out is {held_out}; it must be a share between 0 and 1 of {of}")
 
 
+def isotropic(voxel_size: Nanometres) -> bool:
+    return max(voxel_size) <= 1.05 * min(voxel_size)
+
+
 def _factor(path: str, voxel_size: Nanometres, mode: str) -> int | None:
     z, y, x = voxel_size
     if mode == "vEMDiffuse-i":
-        if max(voxel_size) > 1.05 * min(voxel_size):
+        if not isotropic(voxel_size):
             raise ConfigError(
                 f"vEMDiffuse-i learns from isotropic volumes and {path} has voxels of {z:g} x {y:g} x {x:g} nm; "
                 f"use mode vEMDiffuse-a, or correct its voxel_size"
@@ -266,15 +274,20 @@ class Pair:
     weight: float
 
 
-def open_pair(entry: PairSource, factor: int, held_out: float) -> tuple[Pair, Pair]:
-    """-> the part to train on and the part held out, the last rows. Raises InputError and ConfigError."""
+def open_pair(entry: PairSource, factor: int, held_out: float, measured: bool = False) -> tuple[Pair, Pair]:
+    """-> the part to train on and the part held out, the last rows. measured: greys are normalised by the percentiles
+    of the condition, not by the range of the dtype. Raises InputError and ConfigError."""
     _check_share(held_out, "the rows")
     if not entry.weight > 0:
         raise ConfigError(f"weight of {entry.condition} is {entry.weight}; it must be above 0")
-    images = []
+    images: list[FloatArray] = []
+    greys = None
     for path in (entry.condition, entry.target):
         volume = open_volume(path, voxel_size=(1.0, 1.0, 1.0))
-        greys = dtype_greys(volume.spec.dtype)
+        if not measured:
+            greys = dtype_greys(volume.spec.dtype)
+        elif greys is None:
+            greys, _ = measure_greys(volume.spec.shape, volume.read)
         images.append(greys.normalise(volume.read(Box.of(volume.spec.shape))))
     condition, target = images
     wanted: Any = (condition.shape[0], condition.shape[1] * factor, condition.shape[2] * factor)
