@@ -309,3 +309,31 @@ def test_other_dtypes_keep_their_greys(tmp_path: Path, dtype: str) -> None:
 def test_mistyped_command_and_option_are_usage_errors() -> None:
     assert emdvol("recontruct")[0] == 2
     assert emdvol("reconstruct", "--membres", 3)[0] == 2
+
+
+def test_what_is_mistyped_is_guessed() -> None:
+    refused("recontruct", says="Did you mean 'reconstruct'?")
+    refused("models", "lst", says="Did you mean 'list'?")
+    refused("info", "v", "--jsn", says="Did you mean '--json'?")
+
+
+def test_bash_completes_commands_and_options() -> None:
+    complete = "COMPREPLY=(); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _emdvol_completion emdvol; echo ${COMPREPLY[@]}"
+    lines = (
+        'eval "$(emdvol completion bash)"',
+        f"COMP_WORDS=(emdvol recon); {complete}",
+        f"COMP_WORDS=(emdvol plan --pri); {complete}",
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    shown = subprocess.run(
+        ["bash", "-c", "\n".join(lines)], env=os.environ | {"PATH": path}, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.split() == ["reconstruct", "--price"], shown.stderr
+
+
+def test_quiet_draws_no_bars(tmp_path: Path) -> None:
+    sample = ["sample", "--shape", "4,16,16", "--voxel-size", "8,8,8"]
+    for flags, bars in (([], True), (["--quiet"], False)):
+        shown = CliRunner().invoke(main, [*flags, *sample, str(tmp_path / f"{bars}.zarr")])
+        assert shown.exit_code == 0 and "seed 0" in shown.stdout
+        assert ("Sampling" in shown.stderr) is bars

@@ -66,6 +66,8 @@ def test_damage_is_found_repaired_and_made_again_as_it_was(request_of: Request, 
     assert [mismatch.what for mismatch in wrong] == [stage]
     assert read_status(out).sealed, "looking changes nothing"
     assert CliRunner().invoke(main, ["verify", str(out)]).exit_code == 1
+    found = CliRunner().invoke(main, ["--quiet", "verify", str(out), "--json"])
+    assert found.exit_code == 1 and [wrong["why"] for wrong in json.loads(found.stdout)["wrong"]]
     assert CliRunner().invoke(main, ["verify", str(out), "--repair"]).exit_code == 0
     assert not read_status(out).sealed
     reconstruct(request_of)

@@ -32,10 +32,8 @@ def command(
     Reads OME-Zarr, Zarr, N5, precomputed, HDF5 (file.h5:/path), MRC, TIFF and folders of TIFF sections. A conversion in
     a folder that was interrupted is gone on with by the same command.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from emdiffuse_vol import __version__
+    from emdiffuse_vol.cli.progress import counting
     from emdiffuse_vol.stores.convert import check_place, convert
     from emdiffuse_vol.stores.export import format_of
     from emdiffuse_vol.stores.opening import open_volume
@@ -45,14 +43,13 @@ def command(
         return write(volume, out, format, overwrite=overwrite)
     check_place(out, overwrite)
     volume = open_volume(source, voxel_size=voxel_size, level=level, channel=channel)
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task(f"Converting {volume.spec.shape} {volume.spec.dtype}", total=None)
+    with counting(f"Converting {volume.spec.shape} {volume.spec.dtype}") as progress:
         convert(
             volume,
             out,
             chunk=chunk,
             overwrite=overwrite,
             provenance={"software": {"emdiffuse_vol": __version__}},
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            progress=progress,
         )
     click.echo(f"{out}: {volume.spec.shape} {volume.spec.dtype}, voxels {volume.spec.voxel_size} nm")

@@ -73,14 +73,11 @@ def _uncertainty(source: str) -> dict[str, Any]:
 
 def write(volume: Any, target: str, format: str, *, jpeg: bool = False, overwrite: bool) -> None:
     """Export with a progress bar, and say what there is now."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from emdiffuse_vol import __version__
+    from emdiffuse_vol.cli.progress import counting
     from emdiffuse_vol.stores.export import export
 
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task(f"Writing {volume.spec.shape} {volume.spec.dtype} as {format}", total=None)
+    with counting(f"Writing {volume.spec.shape} {volume.spec.dtype} as {format}") as progress:
         export(
             volume,
             target,
@@ -88,6 +85,6 @@ def write(volume: Any, target: str, format: str, *, jpeg: bool = False, overwrit
             jpeg=jpeg,
             overwrite=overwrite,
             provenance={"software": {"emdiffuse_vol": __version__}},
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            progress=progress,
         )
     click.echo(f"{target}: {volume.spec.shape} {volume.spec.dtype}, voxels {volume.spec.voxel_size} nm")

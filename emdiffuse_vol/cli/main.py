@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from emdiffuse_vol import __version__
+from emdiffuse_vol.cli.options import Group
 from emdiffuse_vol.errors import EmdvolError
 
 # name -> (module, one line for the overview). The command in each module is called ``command``.
@@ -30,6 +31,7 @@ COMMANDS = {
     "train": "Train a network on volumes or pairs of your own.",
     "evaluate": "Score a reconstruction against a truth volume.",
     "doctor": "Say what is installed, what is here, and how to get what is missing.",
+    "completion": "Print what a shell needs to complete commands and options.",
 }
 
 
@@ -39,7 +41,7 @@ class Ended(click.ClickException):
         self.exit_code = status  # type: ignore[misc]
 
 
-class Commands(click.Group):
+class Commands(Group):
     """Lists the commands without importing them; turns our errors into one line and exit status 1."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -67,14 +69,15 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="emdvol")
-@click.option("-v", "--verbose", is_flag=True, help="Log to standard error what goes into events.jsonl.")
-def main(verbose: bool) -> None:
+@click.option("-v", "--verbose", count=True, help="Log what goes into events.jsonl; -vv: what libraries log, too.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bars: results and errors alone.")
+def main(verbose: int, quiet: bool) -> None:
     """Isotropic volume EM with a trustworthy number beside every voxel."""
     if verbose:
         import logging
 
         logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
-        logging.getLogger("emdiffuse_vol").setLevel(logging.INFO)
+        logging.getLogger(None if verbose > 1 else "emdiffuse_vol").setLevel(logging.INFO)
 
 
 def run() -> None:

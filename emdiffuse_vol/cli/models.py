@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from emdiffuse_vol.cli.numbers import amount, digits
+from emdiffuse_vol.cli.options import Group
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Weights that come with the package or were imported: list, show, import and check them.
 
@@ -131,13 +132,13 @@ def import_command(
     They are loaded strictly, nothing but tensors is unpickled, and written as .safetensors into the folder that
     EMDVOL_MODELS names, or the user's own (~/.local/share/emdvol/models).
     """
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+    from emdiffuse_vol.cli.progress import console
     from emdiffuse_vol.models.importing import import_weights
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console(), transient=True) as progress:
         task = progress.add_task("Fetching", total=None)
         made = import_weights(
             source,

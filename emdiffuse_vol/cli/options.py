@@ -6,9 +6,22 @@ Convention: three numbers are z, y, x, separated by commas without spaces.
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 import click
+
+
+class Group(click.Group):
+    """Says which command may have been meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args[0] not in known and (near := get_close_matches(args[0], known, n=1)):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
 
 
 class Triple(click.ParamType):  # type: ignore[type-arg]

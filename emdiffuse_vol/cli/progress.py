@@ -1,4 +1,7 @@
-"""Progress bars: of a run, one for each stage, and of training."""
+"""Progress bars: of a run, one for each stage, of training, and of whatever counts.
+
+They go to standard error, and nowhere with `emdvol --quiet`.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import click
+
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from emdiffuse_vol.reconstruct.engine import Progress
     from emdiffuse_vol.training.fit import Run
+
+
+def console() -> Console:
+    from rich.console import Console
+
+    context = click.get_current_context(silent=True)
+    return Console(stderr=True, quiet=bool(context and context.find_root().params.get("quiet")))
+
+
+@contextmanager
+def counting(what: str, transient: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Gives what is to be told how many are done, and of how many. transient: the bar is wiped out at the end."""
+    from rich.progress import Progress as Bars
+
+    with Bars(console=console(), transient=transient) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 @contextmanager
@@ -27,7 +51,7 @@ def progress_bars() -> Iterator[Callable[[Progress], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Bars(*columns) as bars:
+    with Bars(*columns, console=console()) as bars:
         tasks: dict[str, Any] = {}
 
         def notify(progress: Progress) -> None:
@@ -60,7 +84,7 @@ def training_bar() -> Iterator[Callable[[Run, dict[str, float]], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Bars(*columns) as bars:
+    with Bars(*columns, console=console()) as bars:
         smooth: dict[str, float] = {}
         task = bars.add_task("", total=None, loss="", start=False)
 

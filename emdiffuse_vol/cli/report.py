@@ -66,16 +66,13 @@ def command(
 
 
 def _scores(output: Path, truth: str) -> dict[str, Any]:
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from emdiffuse_vol.cli.progress import counting
     from emdiffuse_vol.evaluation.scores import evaluate
     from emdiffuse_vol.viewing.crops import Shown, open_truth
 
     shown = Shown(output)
     first = shown.job.plan.region.start[0]
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("Comparing", total=None)
+    with counting("Comparing", transient=True) as progress:
         return evaluate(
             shown.mean_volume,
             shown.codes_volume,
@@ -84,5 +81,5 @@ def _scores(output: Path, truth: str) -> dict[str, Any]:
             step=float(shown.made["uncertainty"]["step"]),
             baseline=shown.axial.factor.denominator == 1,
             data_range=None if shown.mean_volume.spec.dtype != "float32" else shown.unit,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            progress=progress,
         )

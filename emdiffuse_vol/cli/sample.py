@@ -20,20 +20,12 @@ def command(
 
     The same seed and place give the same tissue: a volume of 40,8,8 nm is every fifth plane of one of 8,8,8 nm.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from emdiffuse_vol.cli.progress import counting
     from emdiffuse_vol.stores.convert import check_place, convert
     from emdiffuse_vol.stores.phantom import PhantomVolume
 
     check_place(out, overwrite)
     volume = PhantomVolume.of(shape, voxel_size, seed)
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("Sampling", total=None)
-        convert(
-            volume,
-            out,
-            overwrite=overwrite,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    with counting("Sampling") as progress:
+        convert(volume, out, overwrite=overwrite, progress=progress)
     click.echo(f"{out}: {volume.spec.shape} uint8, voxels {voxel_size} nm, seed {seed}")
