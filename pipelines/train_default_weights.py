@@ -33,7 +33,7 @@ DATA = {"i": ("fib25_train.zarr", 1), "a": ("fib25_train_x5.zarr", EVERY)}
 
 
 def main(data: Path, folder: Path) -> None:
-    volume = np.stack([imread(path) for path in sorted((data / "grayscale_maps").glob("*.png"))])
+    volume = read_stack(data)
     for name, every in DATA.values():
         write(folder / "data" / name, volume[::every], every)
     for letter in DATA:
@@ -73,6 +73,10 @@ def smaller(part: HeldOut) -> HeldOut:
     """Half of it, along one axis, as many evaluations are dear."""
     half = part.volume.part((slice(len(part.volume.greys) // 2),))
     return replace(part, volume=replace(half, axes=half.axes[:1]))
+
+
+def read_stack(data: Path) -> np.ndarray:
+    return np.stack([imread(path) for path in sorted((data / "grayscale_maps").glob("*.png"))])
 
 
 def write(path: Path, greys: np.ndarray, every: int) -> None:

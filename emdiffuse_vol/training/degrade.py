@@ -9,15 +9,19 @@ the clean section, cut off where its data type ends. Dwell times in steps of fou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from emdiffuse_vol.errors import ConfigError
+from emdiffuse_vol.reconstruct.greys import Codes, GreyMap
 from emdiffuse_vol.training.volumes import FloatArray
 
 DARK = 0.25
 SMOOTH = 0.8
+READ = 0.02
 COUNTS = {"mild": 200.0, "moderate": 50.0, "strong": 12.5}
 Limits = tuple[float, float]
 
@@ -34,7 +38,7 @@ class Degradation:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     counts: tuple[float, float] = (8.0, 400.0)
-    read: float = 0.02
+    read: float = READ
     correlated: float = 0.0
 
     def check(self) -> None:
@@ -64,6 +68,22 @@ def expose(
         noisy = signal + noise * (level / noise.std())
     exposed: FloatArray = np.clip((noisy - DARK) * (2 / (1 - DARK)) - 1, *limits).astype(np.float32)
     return exposed
+
+
+def grey_limits(greys: GreyMap, dtype: str) -> Limits:
+    """Where a data type ends, in normalised greys."""
+    info = np.finfo(dtype) if dtype == "float32" else np.iinfo(dtype)
+    low, high = greys.normalise(np.array([info.min, info.max]))
+    return float(low), float(high)
+
+
+def record(
+    rng: np.random.Generator, clean: NDArray[Any], greys: GreyMap, counts: float, factor: int = 1
+) -> NDArray[Any]:
+    """clean: stored greys [..., y, x] -> what the faster microscope would have stored, in the same data type."""
+    dtype = str(clean.dtype)
+    coarse = coarsen(greys.normalise(clean), factor)
+    return Codes(dtype).mean(greys.restore(expose(rng, coarse, counts, READ, grey_limits(greys, dtype))))
 
 
 def coarsen(clean: FloatArray, factor: int) -> FloatArray:

@@ -24,6 +24,7 @@ from emdiffuse_vol.metrics.image import psnr, ssim
 from emdiffuse_vol.metrics.spread import Z90, fair_crps
 from emdiffuse_vol.models.section import SectionNet
 from emdiffuse_vol.training.calibrate import BLOCK, LEVEL, Calibration
+from emdiffuse_vol.training.degrade import Limits, grey_limits
 from emdiffuse_vol.training.sources import Cubes, Source, open_pair, open_source
 from emdiffuse_vol.training.volumes import FloatArray
 from emdiffuse_vol.training.windows import (
@@ -140,7 +141,7 @@ def restoring(request: Request, net: SectionNet) -> RestoringObjective:
             draw = neighbours(cubes, shape)
             held = {name: held_neighbours(source.whole, shape) for name, source in seen.items()}
         else:
-            limits = grey_limits([first for first, _ in opened])
+            limits = widest([first for first, _ in opened])
             draw = degraded(cubes, request.degradation, limits, shape)
             held = {
                 name if len(seen) == 1 else f"{volume}-{name}": held_degraded(
@@ -154,15 +155,9 @@ def restoring(request: Request, net: SectionNet) -> RestoringObjective:
     return RestoringObjective(draw, held, absolute if scan else squared, structure, request.members_weight)
 
 
-def grey_limits(sources: list[Source]) -> tuple[float, float]:
-    """Where the data type ends, in normalised greys."""
-    lows, highs = [], []
-    for source in sources:
-        dtype = np.dtype(source.volume.spec.dtype)
-        info = np.iinfo(dtype) if dtype.kind in "ui" else np.finfo(dtype)
-        low, high = source.greys.normalise(np.array([info.min, info.max]))
-        lows.append(float(low))
-        highs.append(float(high))
+def widest(sources: list[Source]) -> Limits:
+    """Of the data types of all sources."""
+    lows, highs = zip(*(grey_limits(source.greys, source.volume.spec.dtype) for source in sources), strict=True)
     return min(lows), max(highs)
 
 
