@@ -10,9 +10,13 @@ each, and one light stochastic path per member.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
+from emdiffuse_vol.models import streaming
 from emdiffuse_vol.models.slab import SlabNet
 
 
@@ -40,11 +44,29 @@ class SlabEnsemble(SlabNet):
     def trunk(self, features: Tensor, t: Tensor, gap: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As SlabNet's; fine and coarse features are the first network's, unturned."""
         total = torch.zeros_like(features[:, :1])
-        for number in range(self.turns):
+        for net, number in self._evaluations():
             turned = turn(features, number).contiguous(memory_format=torch.channels_last_3d)
-            for net in (*self.others, *([self] if number else [])):
-                assert isinstance(net, SlabNet)
-                total += turn_back(SlabNet.trunk(net, turned, t, gap)[0], number)
+            total += turn_back(SlabNet.trunk(net, turned, t, gap)[0], number)
         # Last, so that its features are not held while the others run.
         mean, fine, coarse = super().trunk(features, t, gap)
         return (total + mean) / (self.turns * (1 + len(self.others))), fine, coarse
+
+    def stream(self, features: streaming.Features, t: Tensor, gap: float | Tensor, step: int) -> streaming.Planes:
+        sums: dict[int, Tensor] = {}
+        for net, number in self._evaluations():
+            for planes, mean, *_ in SlabNet.stream(net, partial(_turned, features, number), t, gap, step):
+                sums[planes.start] = turn_back(mean, number) + sums.get(planes.start, 0.0)
+        for planes, mean, fine, coarse in super().stream(features, t, gap, step):
+            total = mean + sums.get(planes.start, 0.0)
+            yield planes, total / (self.turns * (1 + len(self.others))), fine, coarse
+
+    def _evaluations(self) -> Iterator[tuple[SlabNet, int]]:
+        """Networks and turns, but for the first network unturned."""
+        for number in range(self.turns):
+            for net in (*self.others, *([self] if number else [])):
+                assert isinstance(net, SlabNet)
+                yield net, number
+
+
+def _turned(features: streaming.Features, number: int, planes: slice) -> Tensor:
+    return turn(features(planes), number)

@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emdiffuse_vol.models import streaming
+
 STRIDE = (1, 4, 4)
 HALO = (4, 32, 32)
 EMBED = 64
@@ -125,9 +127,18 @@ class SlabNet(nn.Module):
         # Standard deviation 0.02; uniform, as normal_ loads the whole compiler where a network is built without values.
         nn.init.uniform_(self.member_out.weight, -0.035, 0.035)
 
+    def embedding(self, t: Tensor, gap: float | Tensor) -> Tensor:
+        """Of each plane: [z] -> [z, e]."""
+        result: Tensor = self.embed(position_features(t, gap))
+        return result
+
+    def stream(self, features: streaming.Features, t: Tensor, gap: float | Tensor, step: int) -> streaming.Planes:
+        """:meth:`trunk`, a few planes at a time: see :func:`streaming.trunk`."""
+        return streaming.trunk(self, features, t, gap, step)
+
     def trunk(self, features: Tensor, t: Tensor, gap: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """features: [n, 5, z, y, x] of :func:`slab_features` -> (mean [n, 1, z, y, x], fine, coarse features)."""
-        embedding = self.embed(position_features(t, gap))
+        embedding = self.embedding(t, gap)
         h = self.enter(self.inp(unshuffle(features)), embedding)
         coarse = self.down(h)
         for block in self.middle:
