@@ -57,10 +57,15 @@ channel_option = click.option("--channel", type=click.IntRange(min=0), help="Cha
 
 # Settings of a run, each also a key of the JSON configuration (reconstruct.job.Request), where its default lives.
 SETTINGS = (
-    click.option("--mode", help="vEMDiffuse-i or vEMDiffuse-a.  [default: vEMDiffuse-a]"),
+    click.option(
+        "--mode",
+        help="vEMDiffuse-i or -a, EMDiffuse-n or -r, FastScan-s or -ss; or two in one pass, sections first: "
+        "EMDiffuse-n+vEMDiffuse-a.  [default: vEMDiffuse-a]",
+    ),
     click.option(
         "--weights",
-        help="A name of `emdvol models list`, a file, or a URL#sha256=HEX.  [default: vemdiffuse-a-fast or -i-fast]",
+        help="A name of `emdvol models list`, a file, or a URL#sha256=HEX; for two modes two, joined by a +.  "
+        "[default: those of the mode, such as vemdiffuse-a-fast]",
     ),
     click.option(
         "--factor", help="Output planes per section: 10, 10.5 or 450/43.  [default: what makes z nearest to XY]"

@@ -32,11 +32,12 @@ Indices = NDArray[np.int64]
 @dataclass(frozen=True)
 class AxialGrid:
     """``sections`` sections, ``factor`` output planes per section (whole or fractional, above 1). ``damaged``: numbers
-    of the sections that are not used, rising."""
+    of the sections that are not used, rising. ``restored``: planes on sections are predicted too, not copied."""
 
     sections: int
     factor: Fraction
     damaged: tuple[int, ...] = ()
+    restored: bool = False
 
     def __post_init__(self) -> None:
         if self.sections < 2:
@@ -75,8 +76,8 @@ class AxialGrid:
         return self._find(planes)[2]
 
     def copied(self, planes: Indices) -> NDArray[np.bool_]:
-        """Whether a plane lies on a good section, or on the mirror image of one."""
-        result: NDArray[np.bool_] = self._find(planes)[1] == 0
+        """Whether a plane lies on a good section, or on the mirror image of one, and is that section."""
+        result: NDArray[np.bool_] = (self._find(planes)[1] == 0) & (not self.restored)
         return result
 
     def measured(self, planes: Indices) -> NDArray[np.bool_]:
@@ -120,6 +121,38 @@ class AxialGrid:
         """Half-open range of planes that lie between sections ``first`` and ``last``, both included."""
         start = -((-first * self.factor.numerator) // self.factor.denominator)
         return start, int(last * self.factor) + 1
+
+
+@dataclass(frozen=True)
+class SectionGrid:
+    """The output planes are the sections, each predicted: an :class:`AxialGrid` of factor 1. Nothing is damaged."""
+
+    sections: int
+    factor: Fraction = Fraction(1)
+    damaged: tuple[int, ...] = ()
+    spans: tuple[int, ...] = (1,)
+
+    @property
+    def planes(self) -> int:
+        return self.sections
+
+    @cached_property
+    def good(self) -> Indices:
+        return np.arange(self.sections)
+
+    def locate(self, planes: Indices) -> tuple[Indices, NDArray[np.float32]]:
+        return planes, np.zeros(len(planes), np.float32)
+
+    def span(self, planes: Indices) -> Indices:
+        return np.ones_like(planes)
+
+    def copied(self, planes: Indices) -> NDArray[np.bool_]:
+        return np.zeros(len(planes), bool)
+
+    measured = beyond = bridged = copied
+
+    def planes_between(self, first: int, last: int) -> tuple[int, int]:
+        return first, last + 1
 
 
 def parse_factor(text: str) -> Fraction:

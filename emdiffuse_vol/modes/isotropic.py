@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from math import inf
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from emdiffuse_vol.errors import GeometryError
 from emdiffuse_vol.geometry.axial import AxialGrid, exact_ratio
 from emdiffuse_vol.geometry.boxes import Box, Triple
+from emdiffuse_vol.modes.mode import check_roi
 
 CONTEXT = (1, 2)
 
@@ -30,6 +32,7 @@ class Isotropic:
     axial: AxialGrid
     gap: float
     widest: float = inf
+    lateral: ClassVar[int] = 1
 
     @property
     def output_shape(self) -> Triple:
@@ -37,17 +40,14 @@ class Isotropic:
 
     @property
     def stack_shape(self) -> Triple:
-        """Of the good sections alone: what ``read_box`` is a box of."""
         return (len(self.axial.good), *self.input_shape[1:])
 
     def gaps(self, box: Box) -> NDArray[np.float32]:
-        """[z] distance of the two sections that each plane lies between, in lateral pixels, at most ``widest``."""
         span = self.axial.span(np.arange(box.start[0], box.stop[0]))
         gaps: NDArray[np.float32] = np.minimum(span * self.gap, max(self.widest, self.gap)).astype(np.float32)
         return gaps
 
     def read_box(self, box: Box) -> Box:
-        """Good sections, and their pixels, that the output voxels of ``box`` depend on. May reach outside."""
         index, _ = self.axial.locate(np.array([box.start[0], box.stop[0] - 1]))
         below, above = CONTEXT
         return Box(
@@ -56,12 +56,9 @@ class Isotropic:
         )
 
     def region(self, roi: Box | None) -> Box:
-        """Output voxels between the sections, and under the pixels, of an input region."""
         if roi is None:
             return Box.of(self.output_shape)
-        if roi.empty or roi not in Box.of(self.input_shape):
-            z, y, x = self.input_shape
-            raise GeometryError(f"--roi {roi} is not inside the input, which is 0:{z},0:{y},0:{x}")
+        check_roi(roi, self.input_shape)
         start, stop = self.axial.planes_between(roi.start[0], roi.stop[0] - 1)
         if stop <= start:
             raise GeometryError(f"--roi {roi} holds no plane of the output; take at least two sections")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from emdiffuse_vol.errors import ConfigError, GeometryError
 
@@ -22,6 +24,10 @@ class Device:
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.name.split(":")[0], torch.bfloat16)
+
+    def put(self, values: NDArray[Any]) -> Tensor:
+        """An array as a tensor there."""
+        return torch.as_tensor(values, device=self.name)
 
 
 PRECISIONS = ("auto", "float32", "bfloat16")

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from emdiffuse_vol.errors import GeometryError, InputError
 from emdiffuse_vol.geometry.boxes import Box, Triple, ceil_div, cell_box, cells_meeting
+from emdiffuse_vol.modes.mode import to_input
 from emdiffuse_vol.reconstruct.job import Job
 from emdiffuse_vol.reconstruct.plan import Block, Plan
 from emdiffuse_vol.stores.opening import open_volume
@@ -137,9 +138,8 @@ class Emptiness:
         assert self.mask is not None
         mode = self.plan.mode
         box = cell_box(cell, self.plan.tiling.core) & Box.of(mode.output_shape)
-        (z, *start), (end, *stop) = _edge(box.start), _edge(box.stop)
-        factor = float(mode.axial.factor)
-        return self.mask.over((z / factor, start[0], start[1]), (end / factor, stop[0], stop[1]))
+        start, stop = _edge(box.start), _edge(box.stop)
+        return self.mask.over(to_input(mode, start), to_input(mode, stop))
 
 
 def empty_codes(block: Block, grey: float, dtype: str) -> NDArray[Any]:

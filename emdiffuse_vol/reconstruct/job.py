@@ -15,10 +15,11 @@ from typing import Any
 
 from emdiffuse_vol import __version__
 from emdiffuse_vol.executors.slurm import Slurm
-from emdiffuse_vol.geometry.axial import AxialGrid
+from emdiffuse_vol.geometry.axial import AxialGrid, good_sections
 from emdiffuse_vol.geometry.boxes import Box, Triple
 from emdiffuse_vol.geometry.tiles import Tiling
-from emdiffuse_vol.modes import Isotropic
+from emdiffuse_vol.modes import Chain, Isotropic, Mode, SectionWise
+from emdiffuse_vol.modes.mode import finer_shape
 from emdiffuse_vol.reconstruct.greys import GreyMap
 from emdiffuse_vol.reconstruct.plan import Plan, plan_blocks
 
@@ -64,6 +65,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
+    """``sections``: of what is done to sections, if anything is: output pixels for one of the input, sections of
+    context, input pixels that it sees. ``first_weights``: what does it in a chain."""
+
     input: str
     input_options: dict[str, Any]
     input_identity: dict[str, Any]
@@ -91,6 +95,9 @@ class Job:
     shard: Triple
     device: str
     precision: str
+    first_weights: str | None = None
+    first_weights_sha256: str | None = None
+    sections: Triple | None = None
     version: str = __version__
 
     @staticmethod
@@ -104,9 +111,22 @@ class Job:
 
     @cached_property
     def plan(self) -> Plan:
-        axial = AxialGrid(self.input_shape[0], Fraction(self.factor), self.damaged)
-        mode = Isotropic(self.input_shape, axial, self.gap, self.widest_gap)
-        return plan_blocks(mode, Box(*self.region), Tiling(*self.tiling), self.block, self.shard)
+        return plan_blocks(self.plan_mode(), Box(*self.region), Tiling(*self.tiling), self.block, self.shard)
+
+    def plan_mode(self) -> Mode:
+        """The mode on this job's volume."""
+        if self.sections is None:
+            return self._isotropic(self.input_shape)
+        lateral, context, halo = self.sections
+        if self.first_weights is None:
+            return SectionWise(self.input_shape, lateral, context)
+        good = (len(good_sections(self.input_shape[0], self.damaged)), *self.input_shape[1:])
+        first = SectionWise(good, lateral, context)
+        return Chain(self.input_shape, first, self._isotropic(finer_shape(self.input_shape, lateral)), halo)
+
+    def _isotropic(self, shape: Triple) -> Isotropic:
+        axial = AxialGrid(shape[0], Fraction(self.factor), self.damaged)
+        return Isotropic(shape, axial, self.gap, self.widest_gap)
 
     @property
     def scales(self) -> dict[int, float]:
@@ -125,7 +145,7 @@ class Job:
     def fingerprint(self) -> dict[str, Any]:
         """The parts that decide the output, each with its value; paths may differ, the data behind them may not."""
         parts = self.stored()
-        for name in ("input", "input_options", "input_shape", "out", "weights", "gap", "widest_gap"):
+        for name in ("input", "input_options", "input_shape", "out", "weights", "first_weights", "gap", "widest_gap"):
             del parts[name]
         if parts["empty"]["mask"]:
             del parts["empty"]["mask"]["path"]

@@ -36,6 +36,7 @@ from emdiffuse_vol.stores.metadata import read_attributes, write_attributes
 from emdiffuse_vol.stores.pyramid import pyramid_shapes
 
 if TYPE_CHECKING:
+    from emdiffuse_vol.models.checkpoints import Weights
     from emdiffuse_vol.reconstruct.run import Prepared
 
 logger = logging.getLogger(__name__)
@@ -195,7 +196,8 @@ def describe(prepared: Prepared) -> dict[str, Any]:
             "software": {"python": platform.python_version(), **software()},
             "input": job.input,
             "input_options": job.input_options,
-            "weights": {"name": weights.name, "sha256": weights.sha256, "training": weights.metadata.get("training")},
+            "weights": _provenance(weights),
+            "first_weights": _provenance(prepared.first) if prepared.first else None,
         },
         "geometry": {
             "shape": plan.region.shape,
@@ -209,12 +211,17 @@ def describe(prepared: Prepared) -> dict[str, Any]:
             "channel": 1,
             "step": codes.step,
             "largest": codes.largest,
-            "meaning": "greys = code * step; calibrated members' spread; 0 on measured sections",
+            "meaning": "greys = code * step; calibrated members' spread; 0 on sections that are copied",
             "scale": job.scale,
             "interval": "mean +- 1.645 * uncertainty is meant to hold the truth in 90 % of voxels",
-            "measured_coverage": weights.measured_coverage(job.gap, job.members),
+            # Of two networks in a chain nobody has measured it.
+            "measured_coverage": None if prepared.first else weights.measured_coverage(job.gap, job.members),
         },
     }
+
+
+def _provenance(weights: Weights) -> dict[str, Any]:
+    return {"name": weights.name, "sha256": weights.sha256, "training": weights.metadata.get("training")}
 
 
 def display(prepared: Prepared) -> dict[str, Any]:

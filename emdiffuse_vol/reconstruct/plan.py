@@ -21,7 +21,7 @@ import numpy as np
 from emdiffuse_vol.errors import GeometryError
 from emdiffuse_vol.geometry.boxes import Box, Triple, ceil_div, cell_box, grid_shape
 from emdiffuse_vol.geometry.tiles import Tiling
-from emdiffuse_vol.modes.isotropic import Isotropic
+from emdiffuse_vol.modes.mode import Mode
 
 CHUNK: Triple = (64, 64, 64)
 SMALLEST_SHARD: Triple = (64, 256, 256)
@@ -39,7 +39,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Plan:
-    mode: Isotropic
+    mode: Mode
     region: Box
     tiling: Tiling
     block: Triple
@@ -100,7 +100,7 @@ def default_shard(shape: Triple) -> Triple:
 
 
 def plan_blocks(
-    mode: Isotropic, region: Box, tiling: Tiling, block: Triple | None = None, shard: Triple | None = None
+    mode: Mode, region: Box, tiling: Tiling, block: Triple | None = None, shard: Triple | None = None
 ) -> Plan:
     """Raises GeometryError where shards are not whole chunks, or blocks not whole shards."""
     shard = shard or default_shard(region.shape)

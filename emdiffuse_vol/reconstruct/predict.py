@@ -158,7 +158,7 @@ def _check_output(tile: Tile, mean: FloatArray) -> None:
     """A constant output from the network is a failure, not data, unless the sections next to its planes are as empty:
     a few specks may be lost on the way."""
     if mean.min() == mean.max():
-        near = tile.sections[np.union1d(tile.index, tile.index + 1)]
+        near = tile.sections[np.union1d(tile.index, tile.index + 1).clip(max=len(tile.sections) - 1)]
         if np.mean(near != np.median(near)) > 0.01:
             raise BlockError(f"the network gave one grey for all of tile {tile.box}, whose input is not; not written")
 

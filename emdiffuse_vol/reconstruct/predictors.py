@@ -8,8 +8,7 @@ blended.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from math import prod, sqrt
+from math import lcm, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,13 @@ from torch import Tensor
 from emdiffuse_vol.diffusion.samplers import SAMPLERS
 from emdiffuse_vol.diffusion.schedules import published_test, uniform_log_snr
 from emdiffuse_vol.errors import GeometryError
-from emdiffuse_vol.geometry.boxes import Triple
+from emdiffuse_vol.geometry.boxes import Box, Triple
 from emdiffuse_vol.geometry.tiles import Tiling
 from emdiffuse_vol.models import slab
 from emdiffuse_vol.models.checkpoints import Weights
+from emdiffuse_vol.models.section import SectionNet
 from emdiffuse_vol.models.unet import UNet
-from emdiffuse_vol.modes import Isotropic
+from emdiffuse_vol.modes import Chain, Isotropic, Mode, SectionWise
 from emdiffuse_vol.reconstruct.device import Device
 from emdiffuse_vol.reconstruct.greys import FloatArray
 from emdiffuse_vol.reconstruct.noise import NoiseField
@@ -42,12 +42,19 @@ class Sampling:
     tile: Triple | None
 
 
-def build_predictor(net: torch.nn.Module, mode: Isotropic, sampling: Sampling, device: Device) -> Predictor:
-    if isinstance(net, slab.SlabNet):
-        return SlabPredictor(net, mode, sampling, device)
+def build_predictor(
+    weights: Weights, first: Weights | None, mode: Mode, sampling: Sampling, device: Device
+) -> Predictor:
+    """first: weights of the first mode of a chain."""
+    net: Any = weights.net
     if isinstance(net, UNet):
         return PlanePredictor(net, mode, sampling, device)
-    raise AssertionError(f"no predictor for {type(net).__name__}")
+    if isinstance(mode, Isotropic):
+        return SlabPredictor(net, mode, sampling, device)
+    if isinstance(mode, SectionWise):
+        return SectionPredictor(net, mode, sampling, device)
+    assert isinstance(mode, Chain) and first is not None
+    return ChainPredictor(first, weights, mode, sampling, device)
 
 
 class SlabPredictor:
@@ -58,27 +65,34 @@ class SlabPredictor:
     lost = 0
     evaluations = 1
 
-    def __init__(self, net: slab.SlabNet, mode: Isotropic, sampling: Sampling, device: Device) -> None:
-        core = sampling.tile or self.CORE
-        if any(n < 1 or n % s for n, s in zip(core, slab.STRIDE, strict=True)):
-            raise GeometryError(f"tile {core} is not a multiple of {slab.STRIDE}, as the slab network needs")
-        self.tiling = Tiling(core, net.HALO).fitted(mode.output_shape, slab.STRIDE)
+    def __init__(
+        self, net: slab.SlabNet, mode: Isotropic, sampling: Sampling, device: Device, stride: Triple = slab.STRIDE
+    ) -> None:
+        self.tiling = exact_tiling(sampling.tile or self.CORE, net.HALO, stride, mode)
         self.net = net.to(device.name).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.mode, self.members, self.noise, self.device = mode, sampling.members, NoiseField(sampling.seed), device
 
     def __call__(self, tiles: list[Tile]) -> tuple[FloatArray, FloatArray]:
         (tile,) = tiles
-        put = partial(torch.as_tensor, device=self.device.name)
         with torch.inference_mode(), self.device.autocast():
-            features = slab.slab_features(put(tile.sections)[None], put(tile.index), put(tile.t))
-            mean, fine, coarse = self.net.trunk(features, put(tile.t), put(self.mode.gaps(tile.box)))
-            gates = self.net.gates(fine, coarse)
-            del features, fine, coarse
-            members = torch.empty((self.members, *mean.shape[2:]), device=mean.device)
+            mean, gates = self.evaluate(self.device.put(tile.sections), tile)
+            members = torch.empty((self.members, *mean.shape), device=mean.device)
             for k in range(self.members):
-                noise = put(self.noise.normal(k, 0, tile.box, channels=2))[None]
-                torch.add(mean[0, 0], self.net.spread(gates, noise)[0, 0], out=members[k])
-        return mean[0].float().cpu().numpy(), members[None].cpu().numpy()
+                torch.add(mean, self.spread(gates, k, tile.box), out=members[k])
+        return mean[None].float().cpu().numpy(), members[None].cpu().numpy()
+
+    def evaluate(self, sections: Tensor, tile: Tile, below: int = 0) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """sections: [s, y, x], the first of them number ``below`` of the tile's -> mean [z, y, x], gates."""
+        put = self.device.put
+        features = slab.slab_features(sections[None], put(tile.index - below), put(tile.t))
+        mean, fine, coarse = self.net.trunk(features, put(tile.t), put(self.mode.gaps(tile.box)))
+        return mean[0, 0], self.net.gates(fine, coarse)
+
+    def spread(self, gates: tuple[Tensor, Tensor], member: int, box: Box) -> Tensor:
+        """-> [z, y, x], what a member adds to the mean."""
+        noise = self.device.put(self.noise.normal(member, 0, box, channels=2))[None]
+        result: Tensor = self.net.spread(gates, noise)[0, 0]
+        return result
 
     def flops(self) -> int:
         z, y, x = self.tiling.shape
@@ -96,15 +110,143 @@ class SlabPredictor:
         return prod(self.tiling.shape) * voxel
 
 
+class Restorer:
+    """A SectionNet on sections: each with its window, one evaluation for the mean and a light pass for each member."""
+
+    STEP = 1  # keeps its noise apart from that of a network that follows
+
+    def __init__(self, net: SectionNet, sampling: Sampling, device: Device) -> None:
+        self.net = net.to(device.name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.members, self.noise, self.device = sampling.members, NoiseField(sampling.seed), device
+
+    def __call__(self, sections: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+        """sections: [s, y, x], those of ``box`` and ``context`` more on either side; box: of the output, z counting
+        sections -> mean [z, y, x], members [k, z, y, x]."""
+        mean = torch.empty(box.shape, device=sections.device)
+        members = torch.empty((self.members, *box.shape), device=sections.device)
+        window = 2 * self.net.context + 1
+        for z in range(box.shape[0]):  # a section at a time stays in the cache
+            best, features = self.net.trunk(sections[None, z : z + window])
+            mean[z] = best[0, 0]
+            place = Box((box.start[0] + z, *box.start[1:]), (box.start[0] + z + 1, *box.stop[1:]))
+            for k in range(self.members):
+                noise = self.device.put(self.noise.normal(k, self.STEP, place, channels=2)).transpose(0, 1)
+                torch.add(mean[z], self.net.spread(features, noise)[0, 0], out=members[k, z])
+        return mean, members
+
+    def flops(self, planes: int, height: int, width: int) -> int:
+        """Of so many sections of so many output pixels."""
+
+        def run(net: SectionNet) -> None:
+            sections = torch.empty(1, 2 * net.context + 1, height // net.factor, width // net.factor)
+            _, features = net.trunk(sections)
+            for _ in range(self.members):
+                net.spread(features, torch.empty(1, 2, height, width))
+
+        return planes * count_flops(self.net, run)
+
+
+class SectionPredictor:
+    """Our network for sections: what one plane needs is a few sections, each tile exact to its core."""
+
+    CORE: Triple = (16, 256, 256)
+    batch = 1
+    lost = 0
+    evaluations = 1
+
+    def __init__(self, net: SectionNet, mode: SectionWise, sampling: Sampling, device: Device) -> None:
+        stride, halo = net.STRIDE * net.factor, net.HALO * net.factor
+        core = sampling.tile or self.CORE
+        self.tiling = exact_tiling(core, (0, halo, halo), (1, stride, stride), mode)
+        self.restore, self.members = Restorer(net, sampling, device), sampling.members
+
+    def __call__(self, tiles: list[Tile]) -> tuple[FloatArray, FloatArray]:
+        (tile,) = tiles
+        device = self.restore.device
+        with torch.inference_mode(), device.autocast():
+            mean, members = self.restore(device.put(tile.sections), tile.box)
+        return mean[None].cpu().numpy(), members[None].cpu().numpy()
+
+    def flops(self) -> int:
+        return self.restore.flops(*self.tiling.shape)
+
+    def memory(self) -> int:
+        planes, height, width = self.tiling.shape
+        pixel: int = self.restore.net.BYTES_PER_PIXEL + 4 * planes * (1 + self.members)
+        return height * width * pixel
+
+
+class ChainPredictor:
+    """Sections restored, then planes predicted between them. The mean of a plane comes from the sections' means; member
+    k from the sections' members k, so their uncertainty is carried on, and what is uncertain between sections is added.
+
+    Members leave with both networks' calibrations in them: their spread is the uncertainty as stored.
+    """
+
+    batch = 1
+    lost = 0
+    evaluations = 1
+
+    def __init__(self, first: Weights, then: Weights, mode: Chain, sampling: Sampling, device: Device) -> None:
+        restoring: Any = first.net
+        between: Any = then.net
+        fine = restoring.STRIDE * mode.lateral
+        stride = (1, lcm(fine, slab.STRIDE[1]), lcm(fine, slab.STRIDE[2]))
+        self.then = SlabPredictor(between, mode.then, sampling, device, stride)
+        self.restore = Restorer(restoring, sampling, device)
+        self.mode, self.tiling, self.members = mode, self.then.tiling, sampling.members
+        self.halo = mode.halo * mode.lateral
+        self.first_scale = first.calibrated_scale(float(mode.lateral), sampling.members)
+        self.scales = span_scales(then, mode.then, sampling.members)
+
+    def __call__(self, tiles: list[Tile]) -> tuple[FloatArray, FloatArray]:
+        (tile,) = tiles
+        device, context, halo = self.then.device, self.mode.first.context, self.halo
+        box = self.mode.then.read_box(tile.box).grow((0, halo, halo))
+        inner = (slice(None), slice(halo, -halo), slice(halo, -halo))
+        spans = self.mode.axial.span(np.arange(tile.box.start[0], tile.box.stop[0]))
+        scales = device.put(np.array([self.scales[int(n)] for n in spans], np.float32))
+        on = torch.from_numpy(np.flatnonzero(tile.t == 0))
+        number = tile.index[on.numpy()] - context
+        with torch.inference_mode(), device.autocast():
+            whole, drawn = self.restore(device.put(tile.sections), box)
+            sections, members = whole[inner].contiguous(), []
+            mean, _ = self.then.evaluate(sections, tile, context)
+            mean[on] = sections[number]
+            for k in range(self.members):
+                own = torch.lerp(sections, drawn[k][inner], self.first_scale)
+                member, gates = self.then.evaluate(own, tile, context)
+                member = member + scales[:, None, None] * self.then.spread(gates, k, tile.box)
+                member[on] = own[number]
+                members.append(member.float().cpu())
+        return mean[None].float().cpu().numpy(), torch.stack(members)[None].numpy()
+
+    def flops(self) -> int:
+        planes, height, width = self.mode.then.read_box(Box.of(self.tiling.shape)).grow((0, self.halo, self.halo)).shape
+        return self.restore.flops(planes, height, width) + self.then.flops() * (1 + self.members)
+
+    def memory(self) -> int:
+        planes, height, width = self.mode.then.read_box(Box.of(self.tiling.shape)).grow((0, self.halo, self.halo)).shape
+        restored: int = 4 * planes * (1 + self.members) + self.restore.net.BYTES_PER_PIXEL
+        return self.then.memory() + height * width * restored
+
+
+def exact_tiling(core: Triple, halo: Triple, stride: Triple, mode: Mode) -> Tiling:
+    """Raises GeometryError for a tile that is not a multiple of what the network works in."""
+    if any(n < 1 or n % s for n, s in zip(core, stride, strict=True)):
+        raise GeometryError(f"tile {core} is not a multiple of {stride}, as the network needs")
+    return Tiling(core, halo).fitted(mode.output_shape, stride)
+
+
 class PlanePredictor:
-    """The published network: each plane on its own, ``steps`` evaluations for each member, the mean their average."""
+    """The published networks: each plane on its own, ``steps`` evaluations for each member, the mean their average."""
 
     CORE: Triple = (1, 224, 224)
     BYTES_PER_PIXEL = 4000
     BATCH = 4
     lost = 1
 
-    def __init__(self, net: UNet, mode: Isotropic, sampling: Sampling, device: Device) -> None:
+    def __init__(self, net: UNet, mode: Mode, sampling: Sampling, device: Device) -> None:
         factor = mode.axial.factor
         if factor.denominator != 1:
             raise GeometryError(
@@ -116,12 +258,8 @@ class PlanePredictor:
         # 1/8 of a tile overlaps its neighbour, as published: 32 of 256.
         self.tiling = Tiling(core, (0, height // 14, width // 14), blend=True)
         self.net = net.to(device.name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.factor, self.members, self.noise, self.device = (
-            int(factor),
-            sampling.members,
-            NoiseField(sampling.seed),
-            device,
-        )
+        self.mode, self.factor = mode, int(factor)
+        self.members, self.noise, self.device = sampling.members, NoiseField(sampling.seed), device
         # A CPU takes 25 % longer for four tiles of 256 x 256 together than for one after the other (measured).
         self.batch = 1 if device.name == "cpu" else self.BATCH
         self.sampler = SAMPLERS[sampling.sampler]
@@ -132,12 +270,7 @@ class PlanePredictor:
 
     def __call__(self, tiles: list[Tile]) -> tuple[FloatArray, FloatArray]:
         padded = tiles + [tiles[-1]] * (self.batch - len(tiles))
-        # Order as published: the section with the higher number first.
-        pairs = np.stack([tile.sections[tile.index[0] + np.array([1, 0])] for tile in padded])
-        # Where sections are bridged a plane may lie nearer to one than any of the planes the network knows.
-        number = np.array([round(float(tile.t[0]) * self.factor) - 1 for tile in padded]).clip(0, self.factor - 2)
-        condition = torch.as_tensor(pairs, device=self.device.name)
-        index = torch.as_tensor(number, device=self.device.name)
+        condition, index = self._condition(padded)
 
         def eps(y: Tensor, gamma: float) -> Tensor:
             level = torch.full((len(padded),), gamma, device=y.device)
@@ -155,16 +288,38 @@ class PlanePredictor:
                 members[:, k] = self.sampler(eps, noise, self.schedule).cpu().numpy()[: len(tiles)]
         return members.mean(axis=1), members
 
+    def _condition(self, tiles: list[Tile]) -> tuple[Tensor, Tensor | None]:
+        """-> [n, c, y, x], and for each plane between sections its number."""
+        put = self.device.put
+        if isinstance(self.mode, SectionWise):
+            return torch.cat([_upsampled(put(tile.sections), tile.box, self.mode.lateral) for tile in tiles]), None
+        # Order as published: the section with the higher number first.
+        pairs = np.stack([tile.sections[tile.index[0] + np.array([1, 0])] for tile in tiles])
+        # Where sections are bridged a plane may lie nearer to one than any of the planes the network knows.
+        number = np.array([round(float(tile.t[0]) * self.factor) - 1 for tile in tiles]).clip(0, self.factor - 2)
+        return put(pairs), put(number)
+
     def flops(self) -> int:
         _, y, x = self.tiling.shape
 
         def run(net: UNet) -> None:
-            net(torch.empty(1, 3, y, x), torch.empty(1), torch.empty(1, dtype=torch.long))
+            pair = net.channel_embed is not None
+            index = torch.empty(1, dtype=torch.long) if pair else None
+            net(torch.empty(1, 3 if pair else 2, y, x), torch.empty(1), index)
 
         return count_flops(self.net, run) * self.evaluations
 
     def memory(self) -> int:
         return self.batch * prod(self.tiling.shape) * (self.BYTES_PER_PIXEL + 8 * self.members)
+
+
+def _upsampled(sections: Tensor, box: Box, lateral: int) -> Tensor:
+    """[1, y, x] input pixels under ``box`` -> [1, 1, y, x] pixels of ``box``, bilinear as published."""
+    if lateral == 1:
+        return sections[None]
+    fine = torch.nn.functional.interpolate(sections[None], scale_factor=lateral, mode="bilinear", align_corners=False)
+    (y, x), (_, height, width) = (n % lateral for n in box.start[1:]), box.shape
+    return fine[..., y : y + height, x : x + width]
 
 
 def count_flops(net: torch.nn.Module, run: Any) -> int:
@@ -178,8 +333,9 @@ def count_flops(net: torch.nn.Module, run: Any) -> int:
     return int(counter.get_total_flops())
 
 
-def span_scales(weights: Weights, mode: Isotropic, members: int) -> dict[int, float]:
-    """What the members' spread is to be multiplied by, for each span of good sections that occurs and for 1.
+def span_scales(weights: Weights, mode: Mode, members: int) -> dict[int, float]:
+    """What the members' spread is to be multiplied by, for each span of good sections that occurs and for 1; in a chain
+    by 1, as the predictor does it.
 
     Where sections are farther apart than the network knows, their spread is that of ``mode.widest``, and it is scaled
     by the square root of the rest. This extrapolates how errors grow: those of linear interpolation in FIB-25 are 12.2,
@@ -190,4 +346,4 @@ def span_scales(weights: Weights, mode: Isotropic, members: int) -> dict[int, fl
         known = min(span * mode.gap, max(mode.widest, mode.gap))
         return weights.calibrated_scale(known, members) * sqrt(span * mode.gap / known)
 
-    return {span: scale(span) for span in {1, *mode.axial.spans}}
+    return {span: 1.0 if isinstance(mode, Chain) else scale(span) for span in {1, *mode.axial.spans}}

@@ -8,7 +8,7 @@ Running the same request again continues it. Nothing is written before ``prepare
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,10 @@ from emdiffuse_vol import __version__
 from emdiffuse_vol.diffusion.samplers import SAMPLERS
 from emdiffuse_vol.errors import ConfigError, OutputError
 from emdiffuse_vol.executors import AHEAD, EXECUTORS, Executor, visible_gpus
-from emdiffuse_vol.geometry.axial import parse_factor
 from emdiffuse_vol.geometry.boxes import Box
-from emdiffuse_vol.models.checkpoints import Weights, default_weights, load_weights
-from emdiffuse_vol.models.slab import SlabNet
-from emdiffuse_vol.modes import check_mode, isotropic_mode
+from emdiffuse_vol.models.checkpoints import Weights
+from emdiffuse_vol.modes import check_mode
+from emdiffuse_vol.modes.mode import to_input
 from emdiffuse_vol.reconstruct.device import Device, choose_device
 from emdiffuse_vol.reconstruct.empty import describe_empty
 from emdiffuse_vol.reconstruct.engine import Notify, complete
@@ -35,6 +34,7 @@ from emdiffuse_vol.reconstruct.plan import Plan, plan_blocks
 from emdiffuse_vol.reconstruct.predict import Predictor
 from emdiffuse_vol.reconstruct.predictors import Sampling, build_predictor, span_scales
 from emdiffuse_vol.reconstruct.source import resolve_damaged
+from emdiffuse_vol.reconstruct.stages import choose_stages
 from emdiffuse_vol.stores.kvstore import is_remote
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.sections import without_sections
@@ -49,21 +49,21 @@ class Prepared:
     request: Request
     volume: Volume
     weights: Weights
+    first: Weights | None
     predictor: Predictor
     plan: Plan
     job: Job
 
     @property
     def voxel_size(self) -> tuple[float, float, float]:
-        z, y, x = self.volume.spec.voxel_size
-        return z / float(self.plan.mode.axial.factor), y, x
+        mode, (z, y, x) = self.plan.mode, self.volume.spec.voxel_size
+        return z / float(mode.axial.factor), y / mode.lateral, x / mode.lateral
 
     @property
     def origin(self) -> tuple[float, float, float]:
         """Centre of the first stored voxel, in nm."""
-        z, y, x = (
-            o + i * s for o, i, s in zip(self.volume.spec.origin, self.plan.region.start, self.voxel_size, strict=True)
-        )
+        spec, first = self.volume.spec, to_input(self.plan.mode, self.plan.region.start)
+        z, y, x = (o + i * s for o, i, s in zip(spec.origin, first, spec.voxel_size, strict=True))
         return z, y, x
 
     @property
@@ -105,7 +105,7 @@ class Prepared:
             "factor": str(plan.mode.axial.factor),
             "gap_pixels": plan.mode.gap,
             "mode": self.request.mode,
-            "weights": self.weights.name,
+            "weights": "+".join(weights.name for weights in (self.first, self.weights) if weights),
             "members": self.request.members,
             "blocks": len(plan),
             "block": plan.block,
@@ -152,17 +152,14 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
     if request.cluster is not None:
         request.cluster.check()
     spec = volume.spec
-    factor = None if request.factor is None else parse_factor(str(request.factor))
     damaged = resolve_damaged(request.damaged, volume)
     stack = without_sections(volume, damaged)
-    mode = isotropic_mode(spec.shape, spec.voxel_size, factor, request.target_voxel_size, damaged)
+    stages = choose_stages(request, spec, damaged)
+    mode, weights, first = stages.mode, stages.weights, stages.first
     region = mode.region(None if request.roi is None else parse_roi(request.roi))
-    weights = load_weights(request.weights or default_weights(request.mode))
-    weights.check(request.mode, mode.gap, mode.axial.factor)
-    mode = replace(mode, widest=weights.metadata.get("gaps", (mode.gap, mode.gap))[1])
-    device, here = choose_devices(request, executor, exact=not isinstance(weights.net, SlabNet))
+    device, here = choose_devices(request, executor, stages.exact)
     sampling = Sampling(request.members, request.seed, request.sampler, request.steps, request.tile)
-    predictor = build_predictor(weights.net, mode, sampling, here)
+    predictor = build_predictor(weights, first, mode, sampling, here)
     plan = plan_blocks(mode, region, predictor.tiling, request.block, request.shard)
     greys, sample = measure_greys(stack.spec.shape, stack.read)
     if weights.metadata.get("greys") == "dtype":
@@ -196,8 +193,11 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
         shard=plan.shard,
         device=device.name,
         precision=device.precision,
+        first_weights=str(first.path) if first else None,
+        first_weights_sha256=first.sha256 if first else None,
+        sections=stages.sections,
     )
-    prepared = Prepared(request, stack, weights, predictor, plan, job)
+    prepared = Prepared(request, stack, weights, first, predictor, plan, job)
     if executor == "slurm" and request.cluster:
         needed, given = request.cluster.workers * prepared.process_bytes, request.cluster.memory_bytes
         if needed > given:

@@ -24,7 +24,7 @@ from emdiffuse_vol.errors import ClusterError, ConfigError
 from emdiffuse_vol.executors import AHEAD
 from emdiffuse_vol.executors.local import THREAD
 from emdiffuse_vol.executors.walltime import check_time
-from emdiffuse_vol.models.checkpoints import load_weights
+from emdiffuse_vol.models.checkpoints import Weights, load_weights
 from emdiffuse_vol.reconstruct.device import Device
 from emdiffuse_vol.reconstruct.empty import Emptiness, empty_codes, open_emptiness
 from emdiffuse_vol.reconstruct.greys import Codes, check_finite
@@ -193,13 +193,19 @@ def _open(job: Job, permits: int, threads: int | None) -> Context:
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = False
-    plan, weights = job.plan, load_weights(job.weights, job.weights_sha256)
-    if weights.sha256 != job.weights_sha256:
-        raise ClusterError(f"the weights {job.weights} of the worker on {platform.node()} are not those of the run")
+    plan, weights = job.plan, _weights(job.weights, job.weights_sha256)
+    first = _weights(job.first_weights, job.first_weights_sha256) if job.first_weights else None
     sampling = Sampling(job.members, job.seed, job.sampler, job.steps, job.tile)
-    predictor = build_predictor(weights.net, plan.mode, sampling, Device(job.device, job.precision))
+    predictor = build_predictor(weights, first, plan.mode, sampling, Device(job.device, job.precision))
     networks = ThreadPoolExecutor(permits, thread_name_prefix=THREAD, initializer=_set_threads, initargs=(threads,))
     return Context(job, plan, predictor, threading.Semaphore(permits + AHEAD), networks, bytes_read())
+
+
+def _weights(path: str, sha256: str | None) -> Weights:
+    weights = load_weights(path, sha256)
+    if weights.sha256 != sha256:
+        raise ClusterError(f"the weights {path} of the worker on {platform.node()} are not those of the run")
+    return weights
 
 
 def _set_threads(threads: int | None) -> None:

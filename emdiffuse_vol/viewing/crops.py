@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse_vol.errors import GeometryError, InputError
-from emdiffuse_vol.geometry.axial import AxialGrid
+from emdiffuse_vol.geometry.axial import AxialGrid, SectionGrid
 from emdiffuse_vol.geometry.boxes import Box, Triple
 from emdiffuse_vol.metrics.interpolation import linear_at
 from emdiffuse_vol.reconstruct.job import Job
@@ -76,8 +76,8 @@ class Shown:
         return 255.0 if self.mean_volume.spec.dtype == "uint8" else high - low
 
     @cached_property
-    def axial(self) -> AxialGrid:
-        axial: AxialGrid = self.job.plan.mode.axial
+    def axial(self) -> AxialGrid | SectionGrid:
+        axial: AxialGrid | SectionGrid = self.job.plan.mode.axial
         return axial
 
     def mean(self, box: Box) -> Greys:
