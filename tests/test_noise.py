@@ -63,6 +63,14 @@ def test_noise_is_the_same_on_every_machine() -> None:
     assert digest[:16] == "d93e7476c9fb6e66"
 
 
+def test_noise_is_the_same_wherever_it_is_computed() -> None:
+    """The way of GPUs, here on a CPU: only integers, so the bits do not depend on the device."""
+    for seed, member, step in ((0, 0, 0), (2**64 - 1, 3, 7)):
+        there = NoiseField(seed)._hashed_on("cpu", member, step, WHOLE, 4)
+        assert (there.numpy() == NoiseField(seed).normal(member, step, WHOLE, 4)).all()
+        assert (NoiseField(seed).normal_on("cpu", member, step, WHOLE, 4) == there).all()
+
+
 def test_table_is_symmetric_and_of_unit_variance() -> None:
     table = normal_table()
     assert np.allclose(table, -table[::-1])
