@@ -17,6 +17,7 @@ from emdiffuse_vol.errors import EmdvolError
 # name -> (module, one line for the overview). The command in each module is called ``command``.
 COMMANDS = {
     "reconstruct": "Make an anisotropic volume isotropic, with its uncertainty.",
+    "restore": "Denoise or super-resolve an image or a stack, section by section.",
     "work": "Do a part of a run without a scheduler.",
     "plan": "Say what a run would cost, before it starts.",
     "status": "Show how far a run is.",
@@ -28,6 +29,7 @@ COMMANDS = {
     "info": "Print shape, voxel size, greys and factor of a volume.",
     "sample": "Write a procedural EM-like volume of any size.",
     "models": "List, show, import and check weights.",
+    "register": "Bring images or stacks onto each other, or straighten the drift of one.",
     "train": "Train a network on volumes or pairs of your own.",
     "evaluate": "Score a reconstruction against a truth volume.",
     "doctor": "Say what is installed, what is here, and how to get what is missing.",

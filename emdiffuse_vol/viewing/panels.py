@@ -30,13 +30,15 @@ ASPECT = 1.5  # width over height of a page that reads well
 
 @dataclass(frozen=True)
 class Panel:
-    """image [z, x]; limits: what is drawn in the first and the last colour; bar: draw a colour bar, in grey levels."""
+    """image [z, x], or [z, x, 3] of colours from 0 to 1; limits: what is drawn in the first and the last colour; bar:
+    draw a colour bar, in ``unit``."""
 
     title: str
     image: Greys
     limits: tuple[float, float]
     colours: str = "gray"
     bar: bool = False
+    unit: str = "grey levels"
 
 
 def draw_side_view(
@@ -100,8 +102,8 @@ def draw_panels(path: str | os.PathLike[str], panels: list[Panel], pixel_nm: flo
     except ImportError as error:
         raise OutputError("drawing needs matplotlib; install it with: pip install 'emdiffuse_vol[view]'") from error
 
-    shape = panels[0].image.shape
-    assert all(p.image.shape == shape for p in panels), "panels of one picture have one shape"
+    shape = panels[0].image.shape[:2]
+    assert all(p.image.shape[:2] == shape for p in panels), "panels of one picture have one shape"
     columns, (w, h) = _layout(len(panels), shape, width)
     rows = ceil(len(panels) / columns)
     height = rows * (h + STRIP) + (rows - 1) * MARGIN // 2 + MARGIN
@@ -120,7 +122,7 @@ def draw_panels(path: str | os.PathLike[str], panels: list[Panel], pixel_nm: flo
         place.set_axis_off()
         figure.text(left / width, 1 - (top - 10) / height, panel.title, fontsize=12, color=INK, va="baseline")
         if panel.bar:
-            _colour_bar(figure, axes(left + w - 214, top - 19, 100, 10), drawn, panel.limits)
+            _colour_bar(figure, axes(left + w - 214, top - 19, 100, 10), drawn, panel)
         _scale_bar(place, shape, w, pixel_nm)
     try:
         figure.savefig(path, dpi=DPI)
@@ -148,11 +150,11 @@ def _layout(count: int, shape: tuple[int, ...], width: int) -> tuple[int, tuple[
     return best, size(best)
 
 
-def _colour_bar(figure: Any, place: Any, drawn: Any, limits: tuple[float, float]) -> None:
+def _colour_bar(figure: Any, place: Any, drawn: Any, panel: Panel) -> None:
     figure.colorbar(drawn, cax=place, orientation="horizontal")
     place.set_xticks([])
-    place.text(-0.04, 0.5, f"{limits[0]:.3g}", transform=place.transAxes, ha="right", va="center", fontsize=10)
-    label = f"{limits[1]:.3g} grey levels"
+    place.text(-0.04, 0.5, f"{panel.limits[0]:.3g}", transform=place.transAxes, ha="right", va="center", fontsize=10)
+    label = f"{panel.limits[1]:.3g} {panel.unit}".rstrip()
     place.text(1.04, 0.5, label, transform=place.transAxes, ha="left", va="center", fontsize=10)
 
 
