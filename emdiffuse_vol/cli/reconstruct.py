@@ -25,7 +25,8 @@ from emdiffuse_vol.cli.plan import print_plan
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON (with --dry-run).")
 def command(config: str | None, dry_run: bool, as_json: bool, retry_failed: bool, **flags: Any) -> None:
-    """Reconstruct INPUT (OME-Zarr or TIFF, fine in XY and coarse in Z) as an isotropic volume with its uncertainty."""
+    """Reconstruct INPUT (any volume, fine in XY and coarse in Z) as an isotropic volume with its uncertainty; or, by
+    --mode, restore its sections, or both."""
     from emdiffuse_vol.config import load_request
     from emdiffuse_vol.reconstruct.run import prepare
 
@@ -39,6 +40,7 @@ def command(config: str | None, dry_run: bool, as_json: bool, retry_failed: bool
 def _run(request: Any, retry_failed: bool) -> None:
     from emdiffuse_vol.cli.numbers import reading
     from emdiffuse_vol.cli.progress import progress_bars, training_bar
+    from emdiffuse_vol.reconstruct.reliability import reliability
     from emdiffuse_vol.reconstruct.run import NONE, executor_of, reconstruct
 
     if request.adapt is not None:
@@ -52,3 +54,4 @@ def _run(request: Any, retry_failed: bool) -> None:
         click.echo(f"{output.path} is ready for `emdvol work {output.path} --shard $SLURM_ARRAY_TASK_ID/N`.")
     else:
         click.echo(f"{output.path} is complete.{reading(output.ended)}")
+        click.echo(str(reliability(output)))

@@ -24,6 +24,7 @@ from emdiffuse_vol.stores.mrc import is_mrc, open_mrc
 from emdiffuse_vol.stores.n5 import open_n5
 from emdiffuse_vol.stores.ome_zarr import open_zarr
 from emdiffuse_vol.stores.phantom import PhantomVolume
+from emdiffuse_vol.stores.png import is_png, open_png
 from emdiffuse_vol.stores.precomputed import open_precomputed
 from emdiffuse_vol.stores.raw_spec import SCHEME, is_spec_file, open_spec
 from emdiffuse_vol.stores.tiff import is_tiff, open_tiff, section_files
@@ -91,13 +92,20 @@ def _open_file(where: str, level: int, voxel_size: Nanometres | None, channel: i
         return open_hdf5(where, voxel_size=voxel_size, channel=channel)
     if is_tiff(path):
         return open_tiff(path, voxel_size=voxel_size, channel=channel)
+    if is_png(path):
+        _no_channel(where, "PNG", channel)
+        return open_png(path, voxel_size=voxel_size)
     if is_spec_file(path):
         return open_spec(where, voxel_size=voxel_size, channel=channel)
     if not is_mrc(path):
         raise InputError(f"{where} is not a TIFF file, {EXPECTED}")
-    if channel:
-        raise InputError(f"{where} is MRC: it has no channel {channel}; leave --channel out")
+    _no_channel(where, "MRC", channel)
     return open_mrc(path, voxel_size=voxel_size)
+
+
+def _no_channel(where: str, format: str, channel: int | str | None) -> None:
+    if channel:
+        raise InputError(f"{where} is {format}: it has no channel {channel}; leave --channel out")
 
 
 def _no_level(where: str, level: int) -> None:

@@ -19,9 +19,11 @@ from emdiffuse_vol.errors import GeometryError, InputError
 from emdiffuse_vol.geometry.axial import AxialGrid, SectionGrid
 from emdiffuse_vol.geometry.boxes import Box, Triple
 from emdiffuse_vol.metrics.interpolation import linear_at
+from emdiffuse_vol.modes.mode import coarser
 from emdiffuse_vol.reconstruct.job import Job
 from emdiffuse_vol.reconstruct.ledger import BRIDGED, DONE, Ledger
 from emdiffuse_vol.reconstruct.output import Output
+from emdiffuse_vol.reconstruct.reliability import unit_of
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.sections import without_sections
 from emdiffuse_vol.stores.volume import Nanometres, Volume, read_mirrored
@@ -70,10 +72,8 @@ class Shown:
 
     @property
     def unit(self) -> float:
-        """Grey levels from 0 to 1 of the scale that thresholds are given on: those of uint8, as published; of other
-        dtypes, which rarely fill their range, the contrast that the run has measured."""
-        low, high = self.job.greys
-        return 255.0 if self.mean_volume.spec.dtype == "uint8" else high - low
+        """Grey levels from 0 to 1 of the scale that thresholds are given on."""
+        return unit_of(self.job, self.mean_volume.spec.dtype)
 
     @cached_property
     def axial(self) -> AxialGrid | SectionGrid:
@@ -128,13 +128,18 @@ def open_truth(shown: Shown, path: str) -> Volume:
 
 
 def before(shown: Shown, sections: Volume, box: Box) -> tuple[Greys, NDArray[np.float32]]:
-    """-> the nearest section of every voxel, and linear interpolation of the sections on both sides. ``sections``: of
-    :func:`open_input`."""
+    """-> the nearest section of every voxel, and linear interpolation of the sections on both sides; of pixels that are
+    finer than the input's, those they lie in. ``sections``: of :func:`open_input`."""
     below, t = shown.axial.locate(shown.planes(box))
     first, last = int(below.min()), int(below.max()) + 2
-    _, y, x = shown.job.plan.region.start
-    moved = box.shift((0, y, x))
-    greys = read_mirrored(sections, Box((first, *moved.start[1:]), (last, *moved.stop[1:])))
+    plan = shown.job.plan
+    moved, lateral = box.shift((0, *plan.region.start[1:])), plan.mode.lateral
+    under = coarser(moved, lateral)
+    coarse = read_mirrored(sections, Box((first, *under.start[1:]), (last, *under.stop[1:])))
+    y, x = (
+        np.arange(a, b) // lateral - c for a, b, c in zip(moved.start[1:], moved.stop[1:], under.start[1:], strict=True)
+    )
+    greys = coarse[:, y[:, None], x]
     return greys[below - first + (t >= 0.5)], linear_at(greys, below - first, t)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+from emdiffuse_vol.modes import stages_of
 from emdiffuse_vol.viewing.crops import Shown
 
 CITATION = "EMDiffuse (Lu et al., Nature Communications 15:4677, 2024)"
@@ -16,18 +17,28 @@ def methods_paragraph(shown: Shown, numbers: dict[str, Any]) -> str:
     origin, uncertainty = made["provenance"], made["uncertainty"]
     weights, sha256 = origin["weights"], origin["weights"]["sha256"][:16]
     training = weights.get("training")
+    first, then = stages_of(job.mode)
     version, trained = origin["software"]["emdiffuse_vol"], ""
     if isinstance(training, dict) and training.get("data"):
         trained = f", trained on {training['data']}"
     steps = f"{job.steps} step{'s' if job.steps != 1 else ''}"
     sentences = [
         f"The volume, {job.input_shape[0]} sections with voxels of {_nm(job.input_identity['voxel_size'])} nm "
-        f"(z, y, x), was resampled to voxels of {_nm(shown.voxel_size)} nm with emdvol {version} in mode {job.mode}, "
-        f"after {CITATION}: {job.factor} output planes per section.",
-        f"Missing planes were predicted with the network {weights['name']} (SHA-256 {sha256}…{trained}; "
-        f"sampler {job.sampler}, {steps}); grey values are the mean of {job.members} members, seed {job.seed}.",
+        f"(z, y, x), was {'resampled' if then else 'restored'} to voxels of {_nm(shown.voxel_size)} nm with emdvol "
+        f"{version} in mode {job.mode}, after {CITATION}"
+        + (f": {job.factor} output planes per section." if then else ", section by section."),
     ]
-    if Fraction(job.factor).denominator == 1:
+    if before := origin.get("first_weights"):
+        sentences.append(
+            f"Sections were first restored with the network {before['name']} (SHA-256 {before['sha256'][:16]}…), and "
+            f"their uncertainty was carried on by the members."
+        )
+    sentences.append(
+        f"{'Missing planes' if then else 'Sections'} were predicted with the network {weights['name']} (SHA-256 "
+        f"{sha256}…{trained}; sampler {job.sampler}, {steps}); grey values are the mean of {job.members} members, seed "
+        f"{job.seed}."
+    )
+    if not first and Fraction(job.factor).denominator == 1:
         sentences.append("Measured sections were copied unchanged.")
     sentences.append(
         f"One affine map of greys ({job.greys[0]:g} to {job.greys[1]:g}) was used for the whole volume, and noise was "

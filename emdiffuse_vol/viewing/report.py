@@ -19,6 +19,7 @@ from emdiffuse_vol import __version__
 from emdiffuse_vol.errors import EmdvolError, OutputError
 from emdiffuse_vol.geometry.boxes import Triple
 from emdiffuse_vol.reconstruct.ledger import BRIDGED, FAILED, SKIPPED
+from emdiffuse_vol.reconstruct.reliability import PUBLISHED
 from emdiffuse_vol.reconstruct.status import Status, read_status
 from emdiffuse_vol.stores.volume import Volume
 from emdiffuse_vol.viewing.charts import check_matplotlib
@@ -28,7 +29,6 @@ from emdiffuse_vol.viewing.methods import methods_paragraph
 from emdiffuse_vol.viewing.page import document
 from emdiffuse_vol.viewing.report_parts import blocks, looks, opening, plain, provenance, reliability, scored, speed
 
-PUBLISHED_THRESHOLD = 0.12
 SIZE = 256
 MOST_LISTED = 20
 Z90 = 1.645
@@ -44,7 +44,7 @@ class Asked:
     truth: str | None = None
     at: Triple | None = None
     size: int = SIZE
-    threshold: float = PUBLISHED_THRESHOLD
+    threshold: float = PUBLISHED
 
 
 def write_report(path: Path, out: Path, asked: Asked, scores: dict[str, Any] | None = None) -> tuple[Path, Path]:
@@ -128,7 +128,7 @@ def gather(
         "events": history.counts,
         "reliability": {
             "threshold": asked.threshold,
-            "published_threshold": PUBLISHED_THRESHOLD,
+            "published_threshold": PUBLISHED,
             "unit_greys": shown.unit,
             "blocks": int(written.sum()),
             "reliable_blocks": int((p99 < asked.threshold).sum()),
