@@ -7,6 +7,7 @@ another are all in closed form, and a sampler is an affine map of its noise, so 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -21,6 +22,7 @@ from emdiffuse_vol.diffusion.schedules import (
     TRAINED_RANGE,
     Schedule,
     linear,
+    published_misfit,
     published_test,
     published_train,
     uniform_log_snr,
@@ -88,6 +90,14 @@ def test_trained_range_is_that_of_the_training_schedule() -> None:
 def test_long_published_schedules_leave_the_trained_range(steps: int, share: float) -> None:
     untrained = [gamma < TRAINED_RANGE[0] for gamma in published_test(steps).gammas]
     assert sum(untrained) / steps == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"), [(20, "still hold 6[0-9]%"), (150, None), (200, None), (250, None), (1000, "53% of the steps")]
+)
+def test_steps_that_do_not_fit_the_published_schedule_are_told(steps: int, said: str | None) -> None:
+    found = published_misfit(steps)
+    assert found is None if said is None else found is not None and re.search(said, found)
 
 
 def test_linear_is_linear_in_beta() -> None:

@@ -181,6 +181,16 @@ def test_published_networks_for_sections_run_through_the_engine(factor: int) -> 
     assert predictor.flops() > 0
 
 
+def test_the_published_sampler_warns_of_steps_it_is_not_made_for(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_weights(folder / "p.safetensors", UNet(2, False), architecture="unet-2d", config={}, modes=[N], greys="dtype")
+    weights = str(folder / "p.safetensors")
+    prepared = prepare(ask(folder, N, weights=weights, sampler="legacy", steps=20, tile=None))
+    assert "--steps 20 of sampler legacy: the first state" in caplog.text
+    assert prepared.job.sampler == "ancestral"
+
+
 @pytest.mark.parametrize(
     ("mode", "settings", "said"),
     [

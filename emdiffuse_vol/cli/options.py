@@ -83,7 +83,7 @@ SETTINGS = (
     click.option("--members", type=int, help="Members whose spread is the uncertainty.  [default: 4]"),
     click.option("--seed", type=int, help="Seed of the noise.  [default: 0]"),
     click.option(
-        "--sampler", help="Sampler of diffusion networks: ancestral, ddim, dpm-solver-2m.  [default: ancestral]"
+        "--sampler", help="Of diffusion networks: ancestral (or legacy), ddim, dpm-solver-2m.  [default: ancestral]"
     ),
     click.option("--steps", type=int, help="Steps of diffusion networks.  [default: 200]"),
     click.option(

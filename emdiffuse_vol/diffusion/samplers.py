@@ -87,3 +87,4 @@ def _half_log_snr(g: float) -> float:
 
 
 SAMPLERS: dict[str, Sampler] = {"ancestral": ancestral, "ddim": ddim, "dpm-solver-2m": dpm_solver_2m}
+ALIASES = {"legacy": "ancestral"}  # the published behaviour by name: clipped, on the published schedule

@@ -8,6 +8,7 @@ Running the same request again continues it. Nothing is written before ``prepare
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from emdiffuse_vol import __version__
-from emdiffuse_vol.diffusion.samplers import SAMPLERS
+from emdiffuse_vol.diffusion.samplers import ALIASES, SAMPLERS
+from emdiffuse_vol.diffusion.schedules import published_misfit
 from emdiffuse_vol.errors import ConfigError, OutputError
 from emdiffuse_vol.executors import AHEAD, EXECUTORS, Executor, visible_gpus
 from emdiffuse_vol.geometry.boxes import Box
@@ -39,6 +41,8 @@ from emdiffuse_vol.stores.kvstore import is_remote
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.sections import without_sections
 from emdiffuse_vol.stores.volume import Volume
+
+logger = logging.getLogger(__name__)
 
 NONE = "none"  # an executor that runs nothing: the output is made for `emdvol work`
 BASE_BYTES = 1.2e9  # python, torch with its scratch, and the stores, before any tile; measured by benchmarks/memory.py
@@ -144,8 +148,9 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
         raise ConfigError(f"workers is {request.workers}; at least 1 is needed")
     if not request.patience > 0:
         raise ConfigError(f"patience is {request.patience} minutes; it must be above 0")
-    if request.sampler not in SAMPLERS:
-        raise ConfigError(f"sampler {request.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
+    sampler = ALIASES.get(request.sampler, request.sampler)
+    if sampler not in SAMPLERS:
+        raise ConfigError(f"sampler {request.sampler!r} is unknown; choose one of {', '.join([*SAMPLERS, *ALIASES])}")
     if request.steps < 1:
         raise ConfigError(f"steps is {request.steps}; at least 1 is needed")
     executor = executor_of(request)
@@ -158,8 +163,10 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
     mode, weights, first = stages.mode, stages.weights, stages.first
     region = mode.region(None if request.roi is None else parse_roi(request.roi))
     device, here = choose_devices(request, executor, stages.exact)
-    sampling = Sampling(request.members, request.seed, request.sampler, request.steps, request.tile)
+    sampling = Sampling(request.members, request.seed, sampler, request.steps, request.tile)
     predictor = build_predictor(weights, first, mode, sampling, here)
+    if predictor.evaluations > 1 and sampler == "ancestral" and (misfit := published_misfit(request.steps)):
+        logger.warning("--steps %d of sampler %s: %s", request.steps, request.sampler, misfit)
     plan = plan_blocks(mode, region, predictor.tiling, request.block, request.shard)
     greys, sample = measure_greys(stack.spec.shape, stack.read)
     if weights.metadata.get("greys") == "dtype":
@@ -181,7 +188,7 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
         region=(region.start, region.stop),
         members=request.members,
         seed=request.seed,
-        sampler=request.sampler if predictor.evaluations > 1 else "one-pass",
+        sampler=sampler if predictor.evaluations > 1 else "one-pass",
         steps=request.steps if predictor.evaluations > 1 else 1,
         tile=request.tile,
         greys=(greys.low, greys.high),
