@@ -16,7 +16,9 @@ from emdiffuse_vol.cli.options import channel_option, level_option, voxel_size_o
 @click.option("--weights", help="A name of `emdvol models list`, a file, or a URL#sha256=HEX.")
 @click.option("--members", type=int, default=4, show_default=True, help="Members whose spread is the uncertainty.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
-@click.option("--sampler", help="Of diffusion networks: ancestral (or legacy), ddim, dpm-solver-2m.  [default: ancestral]")
+@click.option(
+    "--sampler", help="Of diffusion networks: ancestral (or legacy), ddim, dpm-solver-2m.  [default: ancestral]"
+)
 @click.option("--steps", type=int, help="Steps of diffusion networks.  [default: 200]")
 @click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Region of the input to restore, in its voxels.")
 @level_option
