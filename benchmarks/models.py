@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lpips_offline import Lpips
+from lpips_offline import open_lpips
 from predictions import (
     NM,
     Prediction,
@@ -50,6 +50,7 @@ from predictions import (
 from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.metrics.features import Features, feature_similarity, features
 from emdiffuse_vol.metrics.image import score_image
+from emdiffuse_vol.metrics.perceptual import Lpips
 from emdiffuse_vol.metrics.seams import face_differences, seam
 from emdiffuse_vol.metrics.spectra import Shells, axial_correlation, axial_power, relative_power, resolution
 from emdiffuse_vol.metrics.spread import fair_crps, score_spread, spread_skill
@@ -223,7 +224,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=None, metavar="N", help="a trial: the first N voxels of each axis")
     asked = parser.parse_args()
     stack = read_stack(asked.data)[(slice(asked.crop),) * 3]
-    lpips = Lpips(asked.lpips) if asked.lpips else None
+    lpips = open_lpips(asked.lpips) if asked.lpips else None
     methods = asked.methods or default_methods()
     rows: list[dict[str, Any]] = []
     written = heading("models.py", asked.data) | {"shape": stack.shape, "factors": rows, "subset": None}

@@ -16,7 +16,7 @@ import segmentation
 import tables
 import torch
 import xarray as xr
-from lpips_offline import FILE, Lpips, _Arrays
+from lpips_offline import FILE, _Arrays, open_lpips
 from PIL import Image
 from predictions import Prediction, predict, read_labels, rounded, run_network, take_sections
 from volumes import MODES, smooth_volume, write_weights
@@ -169,7 +169,7 @@ def test_lpips_is_that_of_its_authors() -> None:
     board = 255.0 * ((x // 8 + y // 8) % 2)
     a = np.stack([127 + 100 * np.sin(x / 7) * np.cos(y / 5), board])
     b = np.stack([127 + 80 * np.sin((x + 2) / 7) * np.cos(y / 5), np.clip(board + 20 * np.sin(x / 3), 0, 255)])
-    lpips = Lpips(folder)
+    lpips = open_lpips(folder)
     found = lpips.distance(lpips.features(a), lpips.features(b))
     np.testing.assert_allclose(found, [0.012610797, 0.00059314288], rtol=1e-5)
 

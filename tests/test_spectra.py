@@ -7,7 +7,14 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 
 from emdiffuse_vol.metrics.interpolation import linear
-from emdiffuse_vol.metrics.spectra import Shells, axial_correlation, axial_power, relative_power, resolution
+from emdiffuse_vol.metrics.spectra import (
+    Shells,
+    axial_correlation,
+    axial_power,
+    relative_power,
+    resolution,
+    ring_correlation,
+)
 
 SHAPE = (80, 72, 75)
 
@@ -99,3 +106,23 @@ def test_relative_power_is_a_geometric_mean_between_two_frequencies() -> None:
     assert relative_power(of, to) == pytest.approx(2)
     assert relative_power(of, to, lowest=1 / 8, highest=3 / 16) == pytest.approx(2)
     assert relative_power(of, to, lowest=3 / 16) == pytest.approx(8)
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 48), (1, 33, 64)])
+def test_rings_are_those_of_whole_spectra(shape: tuple[int, int, int]) -> None:
+    """Against numpy's full transform, ring by ring, plane by plane."""
+    truth = noise(0, shape)
+    image = truth + noise(1, shape)
+    height, width = shape[1:]
+    window = np.sin(np.pi * (np.arange(height) + 0.5) / height)[:, None] ** 2
+    window = window * np.sin(np.pi * (np.arange(width) + 0.5) / width) ** 2
+    a, b = (np.fft.fft2((v - v.mean((1, 2), keepdims=True)) * window) for v in (image, truth))
+    square = [np.fft.fftfreq(n).astype(np.float32) ** 2 for n in (height, width)]
+    rings = (np.sqrt(square[0][:, None] + square[1]) / (2 / min(height, width))).astype(int)
+    found = ring_correlation(image, truth)
+    for k in range(1, len(found.value) - 1):
+        ring = rings == k
+        common = (a * b.conj()).real[:, ring].sum()
+        power = (np.abs(a[:, ring]) ** 2).sum() * (np.abs(b[:, ring]) ** 2).sum()
+        assert found.value[k] == pytest.approx(common / np.sqrt(power), abs=1e-4)
+    np.testing.assert_allclose(ring_correlation(7 * truth - 3, truth).value, 1, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,7 +17,16 @@ from emdiffuse_vol.cli.options import channel_option
 @click.option("--factor", help="Planes per section: 10, 10.5 or 450/43.  [default: what RECON.zarr says]")
 @click.option("--data-range", type=click.FloatRange(min=0, min_open=True), help="Range of greys, for float32 volumes.")
 @channel_option
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the scores to this file, too.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="File for the scores; -: print them.",
+)
+@click.option(
+    "--plots", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False), help="Draw the curves of the scores."
+)
+@click.option("--lpips", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), help="Weights of LPIPS.")
 def command(
     reconstruction: str,
     truth: str | None,
@@ -24,34 +34,52 @@ def command(
     data_range: float | None,
     channel: int | None,
     json_file: str | None,
+    plots: Path | None,
+    lpips: Path | None,
 ) -> None:
     """Score a reconstruction against a TRUTH of the same spacing, on the planes that were predicted.
 
     Prints PSNR and SSIM beside those of linear interpolation of the measured planes, and, where RECON.zarr has an
-    uncertainty, the share of voxels in its 90 % interval. --channel is that of TRUTH.
+    uncertainty, the share of voxels in its 90 % interval and the CRPS; these are of every voxel. FSIM, LPIPS,
+    resolution and detail along z are of up to eight regions. --channel is that of TRUTH.
 
     Without a TRUTH: every other section of the input is withheld, predicted with the same weights and compared; and
     the texture along z and the seams of the reconstruction are measured.
     """
     if truth is None:
-        scores = _without_truth(reconstruction)
-        click.echo(_plain_table(scores))
+        if plots or lpips:
+            raise click.UsageError("--plots and --lpips are for scores against a TRUTH; give one")
+        scores, table = _without_truth(reconstruction), _plain_table
     else:
-        scores = _with_truth(reconstruction, truth, factor, data_range, channel)
-        click.echo(_table(scores))
+        if plots:
+            from emdiffuse_vol.viewing.charts import check_matplotlib
+
+            check_matplotlib()
+        scores, table = _with_truth(reconstruction, truth, factor, data_range, channel, lpips), _table
+    if json_file != "-":
+        click.echo(table(scores))
     if json_file:
         _write(json_file, scores)
+    if plots:
+        from emdiffuse_vol.viewing.curves import draw_scores
+
+        for file in draw_scores(scores, plots):
+            click.echo(f"wrote {file}", err=True)
 
 
 def _with_truth(
-    reconstruction: str, truth: str, factor: str | None, data_range: float | None, channel: int | None
+    reconstruction: str,
+    truth: str,
+    factor: str | None,
+    data_range: float | None,
+    channel: int | None,
+    lpips: Path | None,
 ) -> dict[str, Any]:
-    from pathlib import Path
+    import numpy as np
 
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from emdiffuse_vol.evaluation.scores import evaluate
+    from emdiffuse_vol.cli.progress import counting
+    from emdiffuse_vol.evaluation.detail import detail
+    from emdiffuse_vol.evaluation.scores import common_planes, evaluate
     from emdiffuse_vol.geometry.axial import AxialGrid, parse_factor
     from emdiffuse_vol.stores.metadata import read_attributes
     from emdiffuse_vol.stores.opening import open_volume
@@ -67,25 +95,50 @@ def _with_truth(
     first = int(geometry.get("first_plane", 0))
     sections = int(geometry.get("input_sections", max(2, mean.spec.shape[0])))
     grid = AxialGrid(sections, exact, tuple(made.get("fingerprint", {}).get("damaged", ())))
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("Comparing", total=None)
+    missing = ~grid.measured(np.arange(common_planes(mean, true)) + first)
+    # Sections of a fractional factor lie between the planes: the output does not hold the input.
+    baseline = exact.denominator == 1
+    network = _lpips(lpips)
+    with counting("Comparing", transient=True) as progress:
         scores = evaluate(
             mean,
             uncertainty,
             true,
-            lambda planes: ~grid.measured(planes + first),
+            missing,
             step=float(spread["step"]) if spread else 1.0,
-            # Sections of a fractional factor lie between the planes: the output does not hold the input.
-            baseline=exact.denominator == 1,
+            baseline=baseline,
             data_range=data_range,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            progress=progress,
+        )
+    with counting("Looking at detail", transient=True) as progress:
+        scores["detail"] = detail(
+            mean,
+            true,
+            missing,
+            data_range=scores["data_range"],
+            baseline=baseline,
+            lpips=network,
+            progress=progress,
         )
     return {"factor": str(exact), "sealed": bool(made.get("sealed", not made)), **scores}
 
 
-def _without_truth(reconstruction: str) -> dict[str, Any]:
-    from pathlib import Path
+def _lpips(file: Path | None) -> Any:
+    """The network of LPIPS; None where its weights are neither given nor in their place."""
+    from emdiffuse_vol.errors import WeightsError
+    from emdiffuse_vol.metrics.perceptual import Lpips
+    from emdiffuse_vol.models.registry import folder
 
+    place = file or folder() / "metrics" / "lpips-alex.safetensors"
+    if file is None and not place.is_file():
+        return None
+    try:
+        return Lpips.load(place)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{place}: {error}; benchmarks/lpips_offline.py makes it") from error
+
+
+def _without_truth(reconstruction: str) -> dict[str, Any]:
     from emdiffuse_vol.errors import InputError, WeightsError
     from emdiffuse_vol.evaluation.withheld import seams, texture, withheld
     from emdiffuse_vol.reconstruct.output import Output
@@ -106,12 +159,15 @@ def _without_truth(reconstruction: str) -> dict[str, Any]:
 
 def _write(file: str, scores: dict[str, Any]) -> None:
     import json
-    from pathlib import Path
 
     from emdiffuse_vol.errors import OutputError
 
+    text = json.dumps(_finite(scores), indent=2, allow_nan=False)
+    if file == "-":
+        click.echo(text)
+        return
     try:
-        Path(file).write_text(json.dumps(_finite(scores), indent=2, allow_nan=False) + "\n")
+        Path(file).write_text(text + "\n")
     except OSError as error:
         raise OutputError(f"{file} cannot be written: {error.strerror or error}") from error
 
@@ -166,9 +222,38 @@ def _table(scores: dict[str, Any]) -> str:
     if spread:
         lines += [
             "",
-            f"90 % interval holds {spread['coverage']:.1%} of voxels; spread/skill {spread['spread_skill']:.2f}",
+            f"90 % interval holds {spread['coverage']:.1%} of voxels; spread/skill {spread['spread_skill']:.2f}; "
+            f"CRPS {spread['crps']:.2f} greys",
         ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_detail_lines(scores["detail"])])
+
+
+# Of the table of details: what it is, and how it is written.
+DETAILS = {
+    "fsim": ("FSIM", ".3f"),
+    "lpips": ("LPIPS", ".3f"),
+    "frechet_alexnet": ("Fréchet", ".4f"),
+    "resolution_z_nm": ("FSC z nm", ".1f"),
+    "resolution_xy_nm": ("FRC xy nm", ".1f"),
+    "detail_z": ("detail z", ".2f"),
+}
+
+
+def _detail_lines(found: dict[str, Any]) -> list[str]:
+    rows = {name: found[name] for name in ("reconstruction", "linear") if found.get(name)}
+    columns = {key: about for key, about in DETAILS.items() if any(key in row for row in rows.values())}
+    shape = " x ".join(map(str, found["region"]))
+    lines = [f"{found['regions']} regions of {shape}:", f"{'':<16}" + "".join(f"{c:>10}" for c, _ in columns.values())]
+    for name, row in rows.items():
+        lines.append(f"{name:<16}" + "".join(f"{row[key]:>10{form}}" for key, (_, form) in columns.items()))
+    lines.append("detail z: power along z over that of the truth, up to a quarter cycle per voxel; 1 is right")
+    if "lpips" in columns:
+        lines.append("FID is not scored: Inception's weights are not here; Fréchet is its formula on LPIPS's AlexNet")
+    else:
+        lines.append(
+            "LPIPS and FID are not scored, without weights; benchmarks/lpips_offline.py FOLDER fetches LPIPS's"
+        )
+    return lines
 
 
 def _finite(value: Any) -> Any:

@@ -18,10 +18,11 @@ from emdiffuse_vol.errors import InputError
 from emdiffuse_vol.geometry.boxes import Box, ceil_div
 from emdiffuse_vol.metrics.image import HALO, ImageScore, score_image
 from emdiffuse_vol.metrics.interpolation import linear_at
-from emdiffuse_vol.metrics.spread import Z90, SpreadScore, score_spread
+from emdiffuse_vol.metrics.spread import Z90, SpreadScore, coverage_curve, normal_crps, score_spread
 from emdiffuse_vol.stores.volume import Volume
 
 PLANES, TILE = 64, 256
+LEVELS = np.arange(1, 20) / 20  # of the intervals whose coverage is taken
 Mask = NDArray[np.bool_]
 
 
@@ -42,15 +43,16 @@ def evaluate(
     missing plane has no measured one on either side. data_range: of the PSNR and SSIM; from the truth's dtype if None.
     progress: called with blocks done and in all. Raises InputError.
     """
-    planes = _common_planes(reconstruction, truth)
+    planes = common_planes(reconstruction, truth)
     mask = missing(np.arange(planes)) if callable(missing) else missing[:planes]
     if not mask.any():
         raise InputError(f"{reconstruction.url} has no predicted planes among its {planes}; check --factor")
     measured = np.flatnonzero(~mask)
     wanted = np.flatnonzero(mask)
     bracketed = bool(measured.size) and bool(measured[0] < wanted[0] and wanted[-1] < measured[-1])
-    data_range = data_range or _data_range(truth)
+    data_range = data_range or range_of(truth)
     ours, linear, spread = ImageScore(data_range), ImageScore(data_range), SpreadScore()
+    crps, covered = 0.0, np.zeros(len(LEVELS))
     baseline = baseline and bracketed
     blocks = list(_slabs(mask, measured if baseline else None))
     _, height, width = reconstruction.spec.shape
@@ -66,7 +68,10 @@ def evaluate(
             if uncertainty is not None:
                 inner: Any = (slice(None), *core)
                 sigma = uncertainty.read(box)[chosen][inner] * np.float32(step)
-                spread += score_spread(greys[chosen][inner], sigma, true[inner])
+                mean, sought = greys[chosen][inner], true[inner]
+                spread += score_spread(mean, sigma, sought)
+                crps += normal_crps(mean, sigma, sought) * sigma.size
+                covered += coverage_curve(mean, sigma, sought, LEVELS) * sigma.size
             progress(i * tiles + j + 1, len(blocks) * tiles)
     result = {
         "shape": list(reconstruction.spec.shape),
@@ -80,12 +85,19 @@ def evaluate(
         "uncertainty": None,
     }
     if uncertainty is not None:
-        share = {"z": Z90, "nominal": 0.9, "coverage": spread.coverage, "spread_skill": spread.spread_skill}
-        result["uncertainty"] = share
+        result["uncertainty"] = {
+            "z": Z90,
+            "nominal": 0.9,
+            "coverage": spread.coverage,
+            "spread_skill": spread.spread_skill,
+            "crps": crps / spread.voxels,
+            "levels": LEVELS.tolist(),
+            "coverage_of_levels": (covered / spread.voxels).tolist(),
+        }
     return result
 
 
-def _common_planes(reconstruction: Volume, truth: Volume) -> int:
+def common_planes(reconstruction: Volume, truth: Volume) -> int:
     ours, true = reconstruction.spec.shape, truth.spec.shape
     if ours[1:] != true[1:] or ours[0] > true[0]:
         raise InputError(
@@ -95,7 +107,7 @@ def _common_planes(reconstruction: Volume, truth: Volume) -> int:
     return ours[0]
 
 
-def _data_range(truth: Volume) -> float:
+def range_of(truth: Volume) -> float:
     if truth.spec.dtype == "float32":
         raise InputError("the truth holds float32, whose range of greys is not known; give --data-range")
     info = np.iinfo(truth.spec.dtype)

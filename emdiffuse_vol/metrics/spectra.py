@@ -3,7 +3,8 @@
 Convention: images are whole volumes [z, y, x] on cubic voxels, measured planes included; frequencies are in cycles
 per voxel, 1/2 at the most. "Along z" means within ``CONE`` degrees of the z axis, "along x" likewise. The mean is
 taken off and a Hann window put on first, without which the faces of the volume would make a cross of high frequencies
-on the very axes. Frequencies are put in shells of the same width, two of the coarsest steps that the volume has.
+on the very axes. Frequencies are put in shells of the same width, two of the coarsest steps that the volume has. Rings
+are the same within planes, each by itself.
 """
 
 from __future__ import annotations
@@ -37,6 +38,19 @@ def axial_correlation(image: NDArray[Any], truth: NDArray[Any], cone: float = CO
     common = shells.sum((a * b.conj()).real)
     power = shells.sum(_power(a)) * shells.sum(_power(b))
     return Shells(shells.frequency, common / np.sqrt(np.maximum(power, 1e-300)))
+
+
+def ring_correlation(image: NDArray[Any], truth: NDArray[Any]) -> Shells:
+    """Fourier ring correlation (Saxton and Baumeister 1982) of the planes of [z, y, x], which may be any, summed over
+    them."""
+    a, b = _spectrum(image, (1, 2)), _spectrum(truth, (1, 2))
+    rings = _cone((1, *image.shape[1:]), 2, 180.0)  # all directions
+
+    def sums(values: NDArray[Any]) -> Curve:
+        return rings.sum(values.sum(0, dtype=np.float64))
+
+    power = sums(_power(a)) * sums(_power(b))
+    return Shells(rings.frequency, sums((a * b.conj()).real) / np.sqrt(np.maximum(power, 1e-300)))
 
 
 def resolution(correlation: Shells, threshold: float = THRESHOLD) -> float:
@@ -76,14 +90,15 @@ def relative_power(of: Shells, to: Shells, lowest: float = 0.0, highest: float =
     return exp(float(np.log(of.value[used] / to.value[used]).mean()))
 
 
-def _spectrum(image: NDArray[Any]) -> NDArray[np.complex64]:
+def _spectrum(image: NDArray[Any], axes: tuple[int, ...] = (0, 1, 2)) -> NDArray[np.complex64]:
     """Half of the Fourier transform, that with x frequencies from 0."""
     greys = image.astype(np.float32)
-    greys -= greys.mean()
-    for axis, n in enumerate(greys.shape):
+    greys -= greys.mean(axes, keepdims=True)
+    for axis in axes:
+        n = greys.shape[axis]
         window = np.sin(pi * (np.arange(n) + 0.5) / n) ** 2
         greys *= window.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(3)])
-    spectrum: NDArray[np.complex64] = scipy.fft.rfftn(greys, overwrite_x=True)
+    spectrum: NDArray[np.complex64] = scipy.fft.rfftn(greys, axes=axes, overwrite_x=True)
     return spectrum
 
 
@@ -115,7 +130,7 @@ def _cone(shape: tuple[int, ...], axis: int, cone: float) -> _Cone:
     parts = [np.fft.fftfreq(z)[:, None, None], np.fft.fftfreq(y)[:, None], np.fft.rfftfreq(x)]
     parts = [part.astype(np.float32) for part in parts]
     radius = np.sqrt(sum(part**2 for part in parts))
-    width = 2 / min(shape)
+    width = 2 / min(n for n in shape if n > 1)
     count = ceil(0.5 / width)
     # The shell around frequency 0 has no direction and is left out.
     inside = (np.abs(parts[axis]) >= np.float32(cos(radians(cone))) * radius) & (radius <= 0.5) & (radius >= width / 2)

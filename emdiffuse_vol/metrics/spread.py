@@ -7,7 +7,7 @@ deviation of the truth about the mean. Members are stacked first: [k, ...].
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import nan, pi, sqrt
 from statistics import NormalDist
 from typing import Any
 
@@ -68,6 +68,19 @@ def coverage_curve(
     order = np.searchsorted(np.sort(needed, axis=None), z, side="right")
     share: NDArray[np.float64] = order / needed.size
     return share
+
+
+def normal_crps(mean: NDArray[Any], uncertainty: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Mean over voxels of the continuous ranked probability score, in greys, where the truth is said to be normally
+    distributed: sigma (w (2 Phi(w) - 1) + 2 phi(w) - 1 / sqrt(pi)), w = (truth - mean) / sigma (Gneiting et al. 2005,
+    equation 5, doi:10.1175/MWR2904.1). Where sigma is 0 it is the absolute error."""
+    from scipy.special import erf
+
+    error = np.abs(truth.astype(np.float64) - mean.astype(np.float64))
+    sigma = uncertainty.astype(np.float64)
+    w = np.divide(error, sigma, out=np.zeros_like(error), where=sigma > 0)
+    spread = error * erf(w / sqrt(2)) + sigma * (sqrt(2 / pi) * np.exp(-(w**2) / 2) - 1 / sqrt(pi))
+    return float(np.where(sigma > 0, spread, error).mean())
 
 
 def spread_skill(members: NDArray[Any], truth: NDArray[Any]) -> float:

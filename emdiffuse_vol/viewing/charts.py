@@ -79,7 +79,7 @@ def colour_bar(threshold: float) -> bytes:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    figure = _figure(4.4, 0.52)
+    figure = new_figure(4.4, 0.52)
     figure.set_layout_engine("none")
     place = figure.add_axes((0.03, 0.58, 0.94, 0.34))
     scale = ScalarMappable(Normalize(0, threshold), _flame())
@@ -87,12 +87,12 @@ def colour_bar(threshold: float) -> bytes:
     bar.ax.tick_params(labelsize=8, color=INK, labelcolor=INK, length=3)
     bar.set_ticks(np.linspace(0, threshold, 5), labels=[f"{v:.3g}" for v in np.linspace(0, threshold, 5)])
     bar.outline.set_linewidth(0.5)
-    return _drawn(figure)
+    return drawn(figure)
 
 
 def histogram(values: NDArray[np.float32], threshold: float) -> bytes:
     """Of uncertainties; both on the scale from 0 to 1. What lies far above the threshold is in the last bar."""
-    figure = _figure(5.4, 2.7)
+    figure = new_figure(5.4, 2.7)
     place = figure.add_subplot()
     most = 1.5 * threshold
     edges = np.linspace(0, most, 61)
@@ -105,7 +105,7 @@ def histogram(values: NDArray[np.float32], threshold: float) -> bytes:
         threshold, 0.96, f" threshold {threshold:g}", transform=place.get_xaxis_transform(), va="top", fontsize=8
     )
     place.set(xlim=(0, most), xlabel="uncertainty of a voxel, grey scale 0–1", ylabel="% of voxels")
-    return _drawn(_styled(figure))
+    return drawn(styled(figure))
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def block_maps(maps: dict[str, tuple[BlockMap, Extent]], threshold: float) -> by
     from matplotlib.patches import Patch
 
     widths = [max(0.45, min(2.2, extent.whole[1] / extent.whole[0])) for _, extent in maps.values()]
-    figure = _figure(6.6, 3.3)
+    figure = new_figure(6.6, 3.3)
     places = figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0]
     for place, (axes, (shown, extent)) in zip(places, maps.items(), strict=True):
         image = _flame()(np.nan_to_num(shown.worst) / threshold)[..., :3]
@@ -152,7 +152,7 @@ def block_maps(maps: dict[str, tuple[BlockMap, Extent]], threshold: float) -> by
         patches.append(Patch(color=OVER, label=f"above {threshold:g}"))
     if patches:
         figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=8)
-    return _drawn(figure)
+    return drawn(figure)
 
 
 def _cross_out(place: Any, shown: BlockMap, extent: Extent, most: int = 500) -> None:
@@ -176,7 +176,7 @@ def _write_numbers(place: Any, shown: BlockMap, threshold: float, extent: Extent
 
 def throughput(edges: NDArray[np.float64], rates: NDArray[np.float64]) -> bytes:
     """edges: in seconds; rates: voxels per second between them."""
-    figure = _figure(5.4, 2.4)
+    figure = new_figure(5.4, 2.4)
     place = figure.add_subplot()
     span = edges[-1] - edges[0]
     units = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
@@ -185,17 +185,17 @@ def throughput(edges: NDArray[np.float64], rates: NDArray[np.float64]) -> bytes:
     place.stairs(rates / size, (edges - edges[0]) / unit, fill=True, color=ACCENT, alpha=0.35)
     place.stairs(rates / size, (edges - edges[0]) / unit, color=ACCENT)
     place.set(xlim=(0, span / unit), ylim=(0, None), xlabel=f"{name} since the first start", ylabel=rate_name)
-    return _drawn(_styled(figure))
+    return drawn(styled(figure))
 
 
 def block_seconds(seconds: NDArray[np.float32]) -> bytes:
-    figure = _figure(5.4, 2.4)
+    figure = new_figure(5.4, 2.4)
     place = figure.add_subplot()
     bars = int(min(MOST_BARS, max(8, np.sqrt(len(seconds)))))
     counts, edges = np.histogram(seconds, bars, (0, max(1e-3, float(np.percentile(seconds, 99.8)) * 1.05)))
     place.bar(edges[:-1], counts, np.diff(edges), align="edge", color=ACCENT)
     place.set(xlim=(0, edges[-1]), xlabel="seconds for a block, reading and writing included", ylabel="blocks")
-    return _drawn(_styled(figure))
+    return drawn(styled(figure))
 
 
 def _flame() -> Any:
@@ -204,7 +204,7 @@ def _flame() -> Any:
     return colormaps[FLAME].with_extremes(over=OVER)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """Inches. No windows, no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -214,7 +214,7 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _styled(figure: Any) -> Any:
+def styled(figure: Any) -> Any:
     for place in figure.axes:
         place.spines[["top", "right"]].set_visible(False)
         place.tick_params(labelsize=8, color=MUTED, labelcolor=INK)
@@ -225,7 +225,7 @@ def _styled(figure: Any) -> Any:
     return figure
 
 
-def _drawn(figure: Any) -> bytes:
+def drawn(figure: Any) -> bytes:
     return _saved(lambda file: figure.savefig(file, format="png", dpi=DPI))
 
 
