@@ -1,10 +1,10 @@
-"""The embedded weights for EMDiffuse-n, EMDiffuse-r, FastScan-s and FastScan-ss, from data to files. Run again to continue.
+"""The embedded weights for modes that restore sections, from data to files. Run again to continue where it stopped.
 
     python pipelines/train_restoration_weights.py DATA/fib25_train runs
 
 DATA/fib25_train holds ``grayscale_maps/*.png``, 250 sections of 250 x 250 pixels. Four trainings, as
-``configs/train-{emdiffuse-n,emdiffuse-r,fastscan-s,fastscan-ss}.json`` say, 10 to 20 minutes each on one CPU core. The last
-sees noisy copies of the volume alone, which are made here, one at each named dwell time.
+``configs/train-{emdiffuse-n,emdiffuse-r,fastscan-s,fastscan-ss}.json`` say, 10 to 20 minutes each on one CPU core. The
+last sees noisy copies of the volume alone, which are made here, one at each named dwell time.
 """
 
 from __future__ import annotations

@@ -20,14 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emdiffuse_vol.diffusion.losses import dissimilarity, multiscale_crps
+from emdiffuse_vol.errors import ConfigError
 from emdiffuse_vol.metrics.image import psnr, ssim
 from emdiffuse_vol.metrics.spread import Z90, fair_crps
 from emdiffuse_vol.models.section import SectionNet
 from emdiffuse_vol.training.calibrate import BLOCK, LEVEL, Calibration
 from emdiffuse_vol.training.degrade import Limits, grey_limits
-from emdiffuse_vol.training.sources import Cubes, Source, open_pair, open_source
+from emdiffuse_vol.training.sources import Cubes, Source, open_pair, open_source, partnered
 from emdiffuse_vol.training.volumes import FloatArray
 from emdiffuse_vol.training.windows import (
+    SIDE,
     Draw,
     Shape,
     Windows,
@@ -45,26 +47,17 @@ if TYPE_CHECKING:
 
 RANGE = 2.0  # of normalised greys
 CONSISTENCY = 1.0  # weight of the term that keeps cells and whole sections in step
+FLOOR = 1e-5  # of an error whose logarithm is taken
 BATCH = 4  # windows computed at a time where no gradient is asked for
-
-Likeness = Callable[[Tensor, Tensor], Tensor]
-
-
-def squared(image: Tensor, truth: Tensor) -> Tensor:
-    return (image - truth).square().mean().add(1e-6).log()
-
-
-def absolute(image: Tensor, truth: Tensor) -> Tensor:
-    return (image - truth).abs().mean().add(1e-3).log()
 
 
 @dataclass
 class RestoringObjective:
-    """likeness: of the mean to the target; structure: weight of 1 - SSIM beside it; held_out: a name for each part."""
+    """error: of the mean, pixel by pixel; structure: weight of 1 - SSIM beside it; held_out: a name for each part."""
 
     draw: Draw
     held_out: dict[str, Windows]
-    likeness: Likeness = squared
+    error: Callable[[Tensor], Tensor] = torch.square
     structure: float = 0.0
     members_weight: float = 0.2
     lacking: bool = False
@@ -81,15 +74,18 @@ class RestoringObjective:
         device = next(net.parameters()).device
         sections, target = (torch.from_numpy(x).to(device) for x in (batch.sections, batch.target))
         mean, features = net.trunk(sections)
-        loss = self._unlikeness(mean, target)
-        parts = {"mean": loss.item()}
-        grain = torch.zeros_like(target)
+        error, grain = self.error(mean - target).mean(), torch.zeros_like(target)
         if batch.whole is not None:
             first, second = whole_cells(net, batch, device)
-            loss = loss + CONSISTENCY * self._unlikeness(mean, target + first - second)
+            # Not a loss of its own, which the input as it is would bring to nothing.
+            error = error + CONSISTENCY * self.error(mean - target - first + second).mean()
             # What no network can know of the target is its noise: members are scored with noise of the same cell.
             assert batch.others is not None
             grain = torch.from_numpy(batch.others[:, :1] - batch.others[:, 1:]).to(device) / sqrt(2)
+        loss = error.add(FLOOR).log()
+        if self.structure:
+            loss = loss + self.structure * dissimilarity(mean, target)
+        parts = {"mean": loss.item()}
         if stochastic:
             # The mean is left alone by this part: it has its own, better, objective.
             base, shape = mean.detach(), (len(mean), 2, *mean.shape[2:])
@@ -104,10 +100,6 @@ class RestoringObjective:
             loss = loss + self.members_weight * score
             parts["crps"] = score.item()
         return loss, parts
-
-    def _unlikeness(self, mean: Tensor, target: Tensor) -> Tensor:
-        unlike = self.likeness(mean, target)
-        return unlike + self.structure * dissimilarity(mean, target) if self.structure else unlike
 
     def score(self, net: SectionNet) -> dict[str, float]:
         """Over all held-out parts, and of each where they are several: gains, and the members' CRPS."""
@@ -130,11 +122,15 @@ def restoring(request: Request, net: SectionNet) -> RestoringObjective:
     """What a request of ``training.train`` asks for, its data opened. Raises our errors."""
     shape = Shape(request.batch, request.patch, net.context, net.factor, request.spacing, request.alone)
     if request.pairs:
-        parts = [open_pair(pair, request.factor, request.held_out, measured=True) for pair in request.pairs]
+        pairs = partnered(request.pairs)
+        parts = [open_pair(pair, request.factor, request.held_out, measured=True) for pair in pairs]
         draw = paired([first for first, _ in parts], shape)
-        held = {Path(p.target).stem: held_pair(held, shape) for p, (_, held) in zip(request.pairs, parts, strict=True)}
+        names = [Path(pair.condition).stem for pair in pairs]
+        held = {name: held_pair(held, shape) for name, (_, held) in zip(names, parts, strict=True)}
     else:
         opened = [open_source(entry, request.mode, request.held_out) for entry in request.volumes]
+        for source in (source for both in opened for source in both):
+            sectioned(source, shape.patch, SIDE * (2 if request.degradation is None else shape.factor))
         cubes = Cubes([first for first, _ in opened], request.fit.seed)
         seen = {Path(s.path).stem: held for s, (_, held) in zip(request.volumes, opened, strict=True)}
         if request.degradation is None:
@@ -152,7 +148,19 @@ def restoring(request: Request, net: SectionNet) -> RestoringObjective:
             }
     scan = request.mode.startswith("FastScan")
     structure = request.structure if scan else 0.0
-    return RestoringObjective(draw, held, absolute if scan else squared, structure, request.members_weight)
+    return RestoringObjective(draw, held, torch.abs if scan else torch.square, structure, request.members_weight)
+
+
+def sectioned(source: Source, patch: int, least: int) -> None:
+    """A volume thinner than a patch is seen section by section, never across. Raises ConfigError."""
+    _, height, width = source.region.shape
+    if min(source.region.shape) < patch:
+        source.axes = (0,)
+    if min(height, width) < least:
+        raise ConfigError(
+            f"{source.region} is what there is to train on, or what is held out of it; at least {least} pixels along y "
+            f"and x are needed, so give more, or another held_out"
+        )
 
 
 def widest(sources: list[Source]) -> Limits:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil, prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,12 +56,13 @@ class VolumeSource:
 
 @dataclass(frozen=True)
 class PairSource:
-    """An entry of ``pairs``: two registered images or stacks. For EMDiffuse-r the target is finer by the factor."""
+    """An entry of ``pairs``: two registered images or stacks. For EMDiffuse-r the target is finer by the factor. Where
+    it is not given, it is found by its name, see ``partnered``."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     condition: str
-    target: str
+    target: str | None = None
     weight: float = 1.0
 
 
@@ -263,6 +265,26 @@ def _factor(path: str, voxel_size: Nanometres, mode: str) -> int | None:
     return factor
 
 
+def partnered(pairs: tuple[PairSource, ...]) -> list[PairSource]:
+    """Every pair with its target: where none is given, that which is called ``slow`` where the condition is called
+    ``fast``. A folder stands for everything in it that is called ``fast``. Raises ConfigError."""
+    return [whole for entry in pairs for whole in ([entry] if entry.target is not None else _partners(entry))]
+
+
+def _partners(entry: PairSource) -> list[PairSource]:
+    def slow(fast: Path) -> Path:
+        return fast.with_name(fast.name.replace("fast", "slow"))
+
+    place = Path(entry.condition)
+    fast = [path for path in (place, *sorted(place.glob("*fast*"))) if slow(path) != path and slow(path).exists()]
+    if not fast:
+        raise ConfigError(
+            f"pair {entry.condition} has no target, and none is found by name; give the target, or name volumes as "
+            f"1_fast.tif and 1_slow.tif, side by side"
+        )
+    return [PairSource(str(path), str(slow(path)), entry.weight) for path in fast]
+
+
 @dataclass(frozen=True)
 class Pair:
     """condition, target: [z, y, x], normalised by one grey map each; ``factor`` target pixels for one of the
@@ -280,6 +302,7 @@ def open_pair(entry: PairSource, factor: int, held_out: float, measured: bool = 
     _check_share(held_out, "the rows")
     if not entry.weight > 0:
         raise ConfigError(f"weight of {entry.condition} is {entry.weight}; it must be above 0")
+    assert entry.target is not None
     images: list[FloatArray] = []
     greys = None
     for path in (entry.condition, entry.target):

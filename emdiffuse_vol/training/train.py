@@ -41,7 +41,16 @@ from emdiffuse_vol.training.objectives import (
     vem_objective,
 )
 from emdiffuse_vol.training.restoring import RestoringObjective, calibrate_sections, restoring
-from emdiffuse_vol.training.sources import VOLUMES, Cubes, PairSource, Source, VolumeSource, open_pair, open_source
+from emdiffuse_vol.training.sources import (
+    VOLUMES,
+    Cubes,
+    PairSource,
+    Source,
+    VolumeSource,
+    open_pair,
+    open_source,
+    partnered,
+)
 from emdiffuse_vol.training.volumes import refill
 
 SECTIONS = ("EMDiffuse-n", "EMDiffuse-r", "FastScan-s", "FastScan-ss")
@@ -235,7 +244,7 @@ def prepare(request: Request, net: nn.Module) -> tuple[Objective, list[Source]]:
     if isinstance(net, SectionNet):
         return restoring(request, net), []
     if request.pairs:
-        parts = [open_pair(pair, request.factor, request.held_out) for pair in request.pairs]
+        parts = [open_pair(pair, request.factor, request.held_out) for pair in partnered(request.pairs)]
         train_on, held = [first for first, _ in parts], [second for _, second in parts]
         return pair_objective(train_on, held, sizes, request.augment.blur, request.difficulty), []
     published = isinstance(net, UNet)
