@@ -52,7 +52,6 @@ SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0
 ReturnToService=0
 SlurmdParameters=config_overrides
-KillWait=2
 PropagateResourceLimits=NONE
 GresTypes=gpu
 PartitionName=main Nodes=n[1-$nodes] Default=YES MaxTime=INFINITE State=UP

@@ -19,5 +19,10 @@ AGAIN=75 # status of a worker that stopped early: its time was up, or it was tol
 trap : TERM # meant for the worker, which stops in seconds
 emdvol work "$1" --shard "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT"
 status=$?
-[ "$status" -eq "$AGAIN" ] && scontrol requeue "$SLURM_JOB_ID"
+task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # SLURM_JOB_ID of the last task is that of the whole array
+if [ "$status" -eq "$AGAIN" ]; then
+    case $(squeue --noheader --job "$task" --format "%T %r") in
+        RUNNING* | *TimeLimit) scontrol requeue "$task" ;; # a task that was cancelled is not to come back
+    esac
+fi
 exit "$status"
