@@ -218,9 +218,10 @@ def held_scores(net: SectionNet, windows: Windows) -> dict[str, float]:
 
 
 def calibrate_sections(net: SectionNet, held_out: dict[str, Windows], members: int = 4) -> Calibration:
-    """One scale of the spread for all parts together, under "1": that of sections has no gap. It is fitted on the upper
+    """One scale of the spread for all parts together, in the place of a gap the factor. It is fitted on the upper
     half of the rows of each part and measured on the lower. With a truth as in ``calibrate``; without, the scale makes
     the mean square of the spread that of the error, and there is no coverage to measure."""
+    key = str(net.factor)
     fitted, measured = [], []
     for windows in held_out.values():
         mean, drawn = restore(net, windows.sections, torch.Generator().manual_seed(0), members)
@@ -233,10 +234,10 @@ def calibrate_sections(net: SectionNet, held_out: dict[str, Windows], members: i
     if any(windows.others is not None for windows in held_out.values()):
         error, spread = (np.concatenate([pair[k].ravel() for pair in fitted + measured]) for k in (0, 1))
         found = sqrt(max(float(error.mean()), 0.0) / max(float(np.square(spread).mean()), 1e-12))
-        return Calibration({"1": round(found, 4)}, members=members)
+        return Calibration({key: round(found, 4)}, members=members)
     ratio = np.concatenate([(error / (Z90 * np.maximum(spread, 1e-6))).ravel() for error, spread in fitted])
     scale = round(float(np.quantile(ratio, LEVEL)), 4)
     inside = [(error <= Z90 * scale * spread).ravel() for error, spread in measured]
     blocks = [b.mean() for part in inside for b in np.array_split(part, max(1, part.size // BLOCK**2))]
     covered, scatter = float(np.mean(np.concatenate(inside))), float(np.std(blocks))
-    return Calibration({"1": scale}, {"1": round(covered, 4)}, {"1": round(scatter, 4)}, members)
+    return Calibration({key: scale}, {key: round(covered, 4)}, {key: round(scatter, 4)}, members)
