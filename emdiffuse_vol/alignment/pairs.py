@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from emdiffuse_vol.alignment.stored import Kept, Plane, Progress, Section, in_pixels, make
+from emdiffuse_vol.alignment.stored import Kept, Plane, Progress, Section, make
 from emdiffuse_vol.errors import GeometryError
 from emdiffuse_vol.registration.pairs import Binned, Settings, register
-from emdiffuse_vol.registration.warps import STRIDE
+from emdiffuse_vol.registration.warps import STRIDE, in_pixels
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.volume import Nanometres, Volume, VolumeSpec
 

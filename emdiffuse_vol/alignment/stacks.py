@@ -19,6 +19,7 @@ from emdiffuse_vol.registration.warps import Matrix, covered, pixel_scale
 from emdiffuse_vol.stores.volume import Volume
 
 WINDOW = 50.0  # sections
+SAME = 1 / 4  # of the distance of sections: pixels of this size are compared
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,12 @@ def align_stack(
 def find_steps(volume: Volume, transform: str, progress: Progress) -> Iterator[Step]:
     last: Features | None = None
     count = volume.spec.shape[0]
+    # What is much finer than the distance of two sections is not the same on both.
+    thickness, height, width = volume.spec.voxel_size
+    common = round(SAME * 2 * thickness / (height + width))
     for z in range(count):
         plane = Plane(volume, z)
-        step = overview_step(plane)
+        step = max(overview_step(plane), common)
         found = find_features(overview(plane, step))
         if last is None:
             last = found

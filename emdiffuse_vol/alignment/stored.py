@@ -103,11 +103,6 @@ def stored(greys: Floats, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.clip(np.rint(greys), limits.min, limits.max).astype(dtype)
 
 
-def in_pixels(cells: NDArray[Any]) -> NDArray[Any]:
-    """Cells [..., y, x] as pixels, up to whole cells."""
-    return np.repeat(np.repeat(cells, STRIDE, axis=-2), STRIDE, axis=-1)
-
-
 class Kept:
     """The hidden folder of an output in the making. key: tells what is made; what another one began is removed."""
 

@@ -7,6 +7,7 @@ pixels, and least squares over those that agree make it exact.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from skimage.measure import ransac
 from skimage.registration import phase_cross_correlation
 from skimage.transform import AffineTransform, EuclideanTransform, ProjectiveTransform
 
+from emdiffuse_vol.registration.flow import normalised
 from emdiffuse_vol.registration.warps import Floats, Matrix
 
 SMOOTHED = 1.5  # pixels, before features are looked for
@@ -33,6 +35,12 @@ class Translation:
         self.params = np.eye(3)
         self.params[:2, 2] = np.mean(dst - src, axis=0)
         return True
+
+    @classmethod
+    def from_estimate(cls, src: Floats, dst: Floats) -> Translation:
+        found = cls()
+        found.estimate(src, dst)
+        return found
 
     def residuals(self, src: Floats, dst: Floats) -> Floats:
         return np.asarray(np.linalg.norm(src + self.params[:2, 2] - dst, axis=1))
@@ -86,9 +94,11 @@ def fit_points(fixed: Features, moving: Features, model: str, tolerance: float) 
     if len(pairs) <= least:
         return Fit(np.eye(3), len(pairs), 0)
     src, dst = fixed.places[pairs[:, 0]], moving.places[pairs[:, 1]]
-    found, agreeing = ransac(
-        (src, dst), transform, min_samples=least, residual_threshold=tolerance, max_trials=TRIALS, rng=0
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing agrees is said by what is returned
+        found, agreeing = ransac(
+            (src, dst), transform, min_samples=least, residual_threshold=tolerance, max_trials=TRIALS, rng=0
+        )
     if agreeing is None or not np.isfinite(getattr(found, "params", np.nan)).all():
         return Fit(np.eye(3), len(pairs), 0)
     return Fit(np.asarray(found.params, float), len(pairs), int(agreeing.sum()))
@@ -97,8 +107,7 @@ def fit_points(fixed: Features, moving: Features, model: str, tolerance: float) 
 def fit_phases(fixed: Floats, moving: Floats) -> Matrix:
     """A shift alone, from the peak of the cross-correlation to a tenth of a pixel. Images of one shape."""
     window = np.outer(*(np.hanning(n + 2)[1:-1] for n in fixed.shape))
-    images = [ndimage.gaussian_filter(image.astype(np.float32), SMOOTHED) for image in (fixed, moving)]
-    images = [(image - image.mean()) * window for image in images]
+    images = [normalised(image) * window for image in (fixed, moving)]
     shift, _, _ = phase_cross_correlation(*images, upsample_factor=10, normalization=None)
     matrix = np.eye(3)
     matrix[:2, 2] = -shift

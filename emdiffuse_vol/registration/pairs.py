@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from math import nan
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from emdiffuse_vol.errors import ConfigError
@@ -111,9 +112,11 @@ def register(fixed: Image, moving: Image, settings: Settings, flow: Flow | None)
         if flow:
             warp, _ = refine(*small, warp, flow)
         warp = warp.enlarged(step, fixed.shape)
+    inconsistency = np.zeros(cell_shape(fixed.shape), np.float32)
     for _ in range(PASSES if flow else 1):
-        warp, judged = refine(fixed, moving, warp, flow)
-    correlation, inconsistency, covered = judged
+        warp, (correlation, apart, covered) = refine(fixed, moving, warp, flow)
+        # Once bent, even what does not belong together comes back to where it was: the first pass tells.
+        inconsistency = np.maximum(inconsistency, apart)
     confidence = np.clip(correlation, 0, 1) * np.exp(-(inconsistency**2) / 2) * (covered == 1)
     there = covered == 1
     measures = {
@@ -166,16 +169,17 @@ def _refine_tile(fixed: Floats, moving: Image, warp: Warp, places: Floats, flow:
         returned = np.stack([ndimage.map_coordinates(b, local, order=1, mode="nearest") for b in back])
         inconsistency = np.hypot(*(displacement + returned))
         found, there = sample(moving, warp(places + displacement))
-    judged = np.stack([correlated(fixed, found), inconsistency, there.astype(np.float32)])
+    judged = np.stack([correlated(fixed, found, there), inconsistency, there.astype(np.float32)])
     return cell_means(warp.after(displacement, places)), cell_means(judged)
 
 
-def correlated(first: Floats, second: Floats) -> Floats:
-    """Pearson correlation of two images around every pixel; 0 where one of them is constant."""
+def correlated(first: Floats, second: Floats, there: NDArray[np.bool_]) -> Floats:
+    """Pearson correlation of two images around every pixel, of what is ``there``; 0 where one of them is constant."""
     a, b = (ndimage.gaussian_filter(image.astype(np.float64), SEEN) for image in (first, second))
     a, b = a - a.mean(), b - b.mean()
+    weight = ndimage.gaussian_filter(there.astype(np.float64), AROUND) + 1e-9
     mean_a, mean_b, square_a, square_b, product = (
-        ndimage.gaussian_filter(image, AROUND) for image in (a, b, a * a, b * b, a * b)
+        ndimage.gaussian_filter(image * there, AROUND) / weight for image in (a, b, a * a, b * b, a * b)
     )
     power = np.clip(square_a - mean_a**2, 0, None) * np.clip(square_b - mean_b**2, 0, None)
     return np.asarray((product - mean_a * mean_b) / np.sqrt(power + 1e-9), np.float32)

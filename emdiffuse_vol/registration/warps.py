@@ -3,7 +3,7 @@
 Convention: places and displacements are (y, x) in pixels, arrays of them [2, ...]; the centre of the first pixel is
 (0, 0). A warp takes a place p of the fixed image to ``matrix(p + u(p))`` in the moving image: resampling pulls greys
 from there. u is smooth, and kept as its means over *cells* of STRIDE x STRIDE pixels, [2, cells_y, cells_x]; between
-their centres it is a cubic spline. Places outside an image are those beyond the centres of its outermost pixels.
+their centres it is a cubic spline. Places outside an image are those in none of its pixels.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def places_of(shape: tuple[int, ...], start: tuple[int, int] = (0, 0)) -> Floats
 
 def inside(places: Floats, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     y, x = places
-    return np.asarray((y >= 0) & (y <= shape[0] - 1) & (x >= 0) & (x <= shape[1] - 1))
+    return np.asarray((y >= -0.5) & (y <= shape[0] - 0.5) & (x >= -0.5) & (x <= shape[1] - 0.5))
 
 
 def sample(image: Image, places: Floats, order: int = 3) -> tuple[Floats, NDArray[np.bool_]]:
@@ -109,6 +109,11 @@ def cell_means(values: Floats) -> Floats:
     sums = np.add.reduceat(sums, np.arange(0, width, STRIDE), axis=-1)
     rows, columns = (np.diff(np.append(np.arange(0, n, STRIDE), n)) for n in (height, width))
     return np.asarray(sums / (rows[:, None] * columns), np.float32)
+
+
+def in_pixels(cells: NDArray[Any]) -> NDArray[Any]:
+    """Cells [..., cells_y, cells_x] as pixels, up to whole cells."""
+    return np.repeat(np.repeat(cells, STRIDE, axis=-2), STRIDE, axis=-1)
 
 
 def at_cells(cells: Floats, places: Floats) -> Floats:

@@ -364,8 +364,7 @@ def pair_objective(
         side = _side(pair, sizes.patch)
         parts = []
         for _ in range(sizes.batch):
-            depth, height, width = pair.condition.shape
-            plane, top, left = (int(rng.integers(0, n)) for n in (depth, height - side + 1, width - side + 1))
+            plane, top, left = pair.place(rng, side)
             condition, target = cut(pair, plane, top, left, side)
             turns, flip = int(rng.integers(4)), rng.random() < 0.5
             condition, target = (np.rot90(image, turns) for image in (condition, target))

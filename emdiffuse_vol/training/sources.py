@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emdiffuse_vol.errors import ConfigError, InputError
 from emdiffuse_vol.geometry.boxes import Box, reflect
@@ -24,6 +25,7 @@ from emdiffuse_vol.reconstruct.empty import Overlay
 from emdiffuse_vol.reconstruct.greys import GreyMap, dtype_greys, measure_greys
 from emdiffuse_vol.reconstruct.run import parse_roi
 from emdiffuse_vol.reconstruct.source import resolve_damaged
+from emdiffuse_vol.registration.warps import in_pixels
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.volume import Nanometres, Volume, VolumeSpec
 from emdiffuse_vol.training.volumes import FloatArray, TrainingVolume, coarse_volume, isotropic_volume, lateral_volume
@@ -33,6 +35,7 @@ IN_MEMORY = 2**27  # voxels, 512 MB of float32
 CUBES, CUBE = 4, (192, 192, 192)  # held at a time, of a larger source; voxels of the isotropic grid
 RENEW = 400  # steps that a cube is used for
 FRESH = 10  # places looked at for one that the mask allows
+TRUSTED, LEAST_TRUSTED = 0.5, 0.25  # confidence of pixels that are learnt from, and the share of them that a pair needs
 
 Refill = Callable[[TrainingVolume, int], TrainingVolume]
 
@@ -288,12 +291,43 @@ def _partners(entry: PairSource) -> list[PairSource]:
 @dataclass(frozen=True)
 class Pair:
     """condition, target: [z, y, x], normalised by one grey map each; ``factor`` target pixels for one of the
-    condition."""
+    condition. trusted: which pixels of the condition are well registered, None for all."""
 
     condition: FloatArray
     target: FloatArray
     factor: int
     weight: float
+    trusted: NDArray[np.bool_] | None = None
+
+    def place(self, rng: np.random.Generator, side: int) -> tuple[int, int, int]:
+        """Plane, top and left of a square patch of the condition, well registered if such a one is found soon."""
+        depth, height, width = self.condition.shape
+        found, most = (0, 0, 0), -1.0
+        for _ in range(1 if self.trusted is None else FRESH):
+            plane, top, left = (int(rng.integers(0, n)) for n in (depth, height - side + 1, width - side + 1))
+            if self.trusted is None:
+                return plane, top, left
+            share = float(self.trusted[plane, top : top + side, left : left + side].mean())
+            if share > most:
+                found, most = (plane, top, left), share
+            if share == 1:
+                break
+        return found
+
+
+def trusted_pixels(path: str, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    """Of a result of ``emdvol register`` with this shape, else None. Raises InputError where hardly any is."""
+    if not (Path(path) / "confidence" / "zarr.json").is_file():
+        return None
+    volume = open_volume(Path(path) / "confidence")
+    cells = volume.read(Box.of(volume.spec.shape)) >= TRUSTED * 255
+    trusted = in_pixels(cells)[:, : shape[1], : shape[2]]
+    if trusted.mean() < LEAST_TRUSTED:
+        raise InputError(
+            f"{path} was registered with a confidence of at least {TRUSTED} in {trusted.mean():.1%} of its pixels, "
+            f"expected {LEAST_TRUSTED:.0%}; do not train on it"
+        )
+    return trusted
 
 
 def open_pair(entry: PairSource, factor: int, held_out: float, measured: bool = False) -> tuple[Pair, Pair]:
@@ -313,6 +347,14 @@ def open_pair(entry: PairSource, factor: int, held_out: float, measured: bool = 
             greys, _ = measure_greys(volume.spec.shape, volume.read)
         images.append(greys.normalise(volume.read(Box.of(volume.spec.shape))))
     condition, target = images
+    trusted = trusted_pixels(entry.condition, condition.shape)
+    if trusted is not None:
+        # What is trusted hardly anywhere along a border was not imaged twice; of the target, what is left over by the
+        # factor goes, too.
+        rows, columns = (_extent(trusted.mean(axis=axes)) for axes in ((0, 2), (0, 1)))
+        condition, trusted = condition[:, rows, columns], trusted[:, rows, columns]
+        fine_rows, fine_columns = (slice(s.start * factor, s.stop * factor) for s in (rows, columns))
+        target = target[:, fine_rows, fine_columns]
     wanted: Any = (condition.shape[0], condition.shape[1] * factor, condition.shape[2] * factor)
     if target.shape != wanted:
         raise InputError(
@@ -325,7 +367,14 @@ def open_pair(entry: PairSource, factor: int, held_out: float, measured: bool = 
             f"{entry.condition} is {condition.shape}, too small to train on and to hold {held_out:g} of its "
             f"rows out; at least 8 rows and columns each"
         )
+    above, below = (None, None) if trusted is None else (trusted[:, :cut], trusted[:, cut:])
     return (
-        Pair(condition[:, :cut], target[:, : cut * factor], factor, entry.weight),
-        Pair(condition[:, cut:], target[:, cut * factor :], factor, entry.weight),
+        Pair(condition[:, :cut], target[:, : cut * factor], factor, entry.weight, above),
+        Pair(condition[:, cut:], target[:, cut * factor :], factor, entry.weight, below),
     )
+
+
+def _extent(shares: NDArray[np.float64]) -> slice:
+    """From the first to the last that is at least half of the greatest."""
+    found = np.flatnonzero(shares >= shares.max() / 2)
+    return slice(int(found[0]), int(found[-1]) + 1)

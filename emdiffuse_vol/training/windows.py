@@ -138,11 +138,10 @@ def paired(pairs: list[Pair], shape: Shape) -> Draw:
     def draw(rng: np.random.Generator, step: int) -> Windows:
         pair = pairs[int(rng.choice(len(pairs), p=chances / chances.sum()))]
         f = pair.factor
-        depth, height, width = pair.condition.shape
-        side = _side(shape.patch, min(height, width) * f, f) // f
+        side = _side(shape.patch, min(pair.condition.shape[1:]) * f, f) // f
         parts = []
         for _ in range(shape.batch):
-            plane, top, left = (int(rng.integers(0, n)) for n in (depth, height - side + 1, width - side + 1))
+            plane, top, left = pair.place(rng, side)
             window = around(pair.condition[:, top : top + side, left : left + side], plane, shape.context)
             target = pair.target[plane, None, top * f : (top + side) * f, left * f : (left + side) * f]
             turns, mirror = int(rng.integers(4)), rng.random() < 0.5
