@@ -79,7 +79,8 @@ def take_sections(stack: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarra
 
 
 def default_methods() -> list[str]:
-    return [*INTERPOLATIONS, *embedded()]
+    """Those that predict planes between sections."""
+    return [*INTERPOLATIONS, *(name for name in embedded() if name.startswith("vemdiffuse"))]
 
 
 def name_of(method: str) -> str:
@@ -147,14 +148,15 @@ class Recorder:
         for tile, values in zip(tiles, members, strict=True):
             if tile.box not in self.done:
                 self.done.add(tile.box)
-                self._add(tile.box, values)
+                self._add(tile.box, np.asarray(values))
         return means, members
 
     def _add(self, box: Box, values: np.ndarray) -> None:
         tiling = self.plan.tiling
-        part = (box if tiling.blend else Box.of(tiling.core).shift(box.start).shift(tiling.halo)) & self.plan.region
+        reach = tiling.reach_of(box)
+        part = reach & self.plan.region
         if not part.empty:
-            inside = part.slices(box.start)
+            inside = part.slices(reach.start)
             target = part.slices(self.plan.region.start)
             self.recorded[(slice(None), *target)] += tiling.window()[inside] * values[(slice(None), *inside)]
 

@@ -152,7 +152,7 @@ def test_windows_of_a_tiling_sum_to_one_over_any_box(data: st.DataObject) -> Non
     total = np.zeros(box.shape, np.float32)
     for tile in tiling.tiles_for(box):
         part = tiling.reach_box(tile) & box
-        total[part.slices(box.start)] += tiling.window()[part.slices(tiling.input_box(tile).start)]
+        total[part.slices(box.start)] += tiling.window()[part.slices(tiling.reach_box(tile).start)]
     assert np.allclose(total, 1, atol=1e-6)
 
 

@@ -214,10 +214,10 @@ class Grey:
     batch, members, lost, evaluations = 3, 2, 1, 1
     tiling = Tiling((1, 48, 48), (0, 8, 8), blend=True)
 
-    def __call__(self, tiles: list[Tile]) -> tuple[np.ndarray, np.ndarray]:
-        ramp = np.linspace(0, 1e-4, 64, dtype=np.float32)
-        values = [hash(t.box.start[1:]) % 97 / 97 + ramp + np.zeros((2, *t.box.shape), np.float32) for t in tiles]
-        return np.stack(values).mean(1), np.stack(values)
+    def __call__(self, tiles: list[Tile]) -> tuple[torch.Tensor, torch.Tensor]:
+        ramp = torch.linspace(0, 1e-4, 64)
+        values = torch.stack([hash(t.box.start[1:]) % 97 / 97 + ramp + torch.zeros(2, *t.box.shape) for t in tiles])
+        return values.mean(1), values
 
     def flops(self) -> int:
         return 0
@@ -288,8 +288,8 @@ def test_spread_of_stored_codes_is_that_of_the_members() -> None:
     below, t = mode.axial.locate(np.arange(box.start[0], box.stop[0]))
     tile = Tile(box, GreyMap(0, 255).normalise(greys), below - mode.read_box(box).start[0], t)
     mean, members = predictor([tile])
-    expected = np.sqrt(((members - mean[:, None]) ** 2).mean(axis=1))[0] * 127.5
-    inner = Box.of(mode.output_shape).slices(box.start)
+    expected = (members - mean[:, None]).square().mean(dim=1).sqrt()[0].numpy() * 127.5
+    inner = Box.of(mode.output_shape).slices()
     predicted = np.arange(16) % 5 != 0
     assert np.allclose(codes[1][predicted], expected[inner][predicted], rtol=1e-4)
 
@@ -317,8 +317,8 @@ def read_ledger(out: Path, field: str) -> np.ndarray:
 
 def test_a_network_that_gives_nan_fails_the_block(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self, tiles):
-        shape = (1, *self.tiling.shape)
-        return np.full(shape, np.nan, np.float32), np.full((1, self.members, *shape[1:]), np.nan, np.float32)
+        core = self.tiling.core
+        return torch.full((1, *core), np.nan), torch.full((1, self.members, *core), np.nan)
 
     monkeypatch.setattr(SlabPredictor, "__call__", broken)
     worker._contexts.clear()

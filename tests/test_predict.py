@@ -122,8 +122,8 @@ def test_other_errors_are_not_hidden(sections: np.ndarray) -> None:
 
 def give(monkeypatch: pytest.MonkeyPatch, grey: float) -> None:
     def constant(self, tiles):
-        shape = (1, *self.tiling.shape)
-        return np.full(shape, grey, np.float32), np.full((1, self.members, *shape[1:]), grey, np.float32)
+        core = self.tiling.core
+        return torch.full((1, *core), grey), torch.full((1, self.members, *core), grey)
 
     monkeypatch.setattr(SlabPredictor, "__call__", constant)
 

@@ -42,14 +42,19 @@ class Tiling:
 
     def reach_box(self, index: Triple) -> Box:
         """Voxels of the output that the tile contributes to."""
-        return self.input_box(index) if self.blend else cell_box(index, self.core)
+        return self.reach_of(self.input_box(index))
+
+    def reach_of(self, box: Box) -> Box:
+        """The same of the tile whose input box this is."""
+        z, y, x = self.halo
+        return box if self.blend else box.grow((-z, -y, -x))
 
     def tiles_for(self, box: Box) -> Iterator[Triple]:
         """Tiles that contribute to ``box``, in z y x order."""
         return cells_meeting(box.grow(self.halo) if self.blend else box, self.core)
 
     def window(self) -> NDArray[np.float32]:
-        """[z, y, x] weight of each voxel the tile computes; over all tiles, weights sum to 1 at every voxel."""
+        """[z, y, x] weight of each voxel that the tile contributes to; over all tiles they sum to 1 at every voxel."""
         z, y, x = (ramp_window(c, h, self.blend) for c, h in zip(self.core, self.halo, strict=True))
         window: NDArray[np.float32] = z[:, None, None] * y[:, None] * x
         return window
@@ -61,9 +66,8 @@ class Tiling:
 
 
 def ramp_window(core: int, halo: int, blend: bool) -> NDArray[np.float32]:
-    """Weights along one axis: a box over the core, or linear ramps over 2 * halo around its ends."""
-    window = np.zeros(core + 2 * halo, np.float32)
-    window[halo : core + halo] = 1
+    """Weights along one axis: 1 in the core, or between linear ramps over 2 * halo around its ends."""
+    window = np.ones(core + 2 * halo * blend, np.float32)
     if blend and halo:
         ramp = ((np.arange(2 * halo) + 0.5) / (2 * halo)).astype(np.float32)
         window[: 2 * halo] = ramp

@@ -34,7 +34,7 @@ def turn_back(x: Tensor, number: int) -> Tensor:
 class SlabEnsemble(SlabNet):
     """``networks`` SlabNets of one size; ``turns`` of the eight symmetries, 1, 4 or 8."""
 
-    BYTES_PER_VOXEL = SlabNet.BYTES_PER_VOXEL + 24  # turned features, and the sum of means
+    BYTES_PER_VOXEL = 4  # the sum of means
 
     def __init__(self, width: int = 32, deep: int = 96, blocks: int = 2, networks: int = 1, turns: int = 8) -> None:
         super().__init__(width, deep, blocks)

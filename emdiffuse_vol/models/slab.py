@@ -104,7 +104,8 @@ class SlabNet(nn.Module):
 
     DEEP = 3  # planes that a convolution spans
     HALO = HALO
-    BYTES_PER_VOXEL = 88  # held at the peak, without members; measured by benchmarks/memory.py
+    # Held at the peak: of each plane that is streamed at once, and of the core; measured by benchmarks/memory.py.
+    BYTES_PER_PIXEL, BYTES_PER_VOXEL = 900, 0
 
     def __init__(self, width: int = 32, deep: int = 96, blocks: int = 2) -> None:
         super().__init__()

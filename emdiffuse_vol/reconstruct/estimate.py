@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from emdiffuse_vol.geometry.boxes import Box, Triple, cell_box, grid_shape
-from emdiffuse_vol.reconstruct.greys import FloatArray
 from emdiffuse_vol.reconstruct.ledger import FIELDS, LEVEL_FIELDS
 from emdiffuse_vol.reconstruct.plan import Plan
 from emdiffuse_vol.reconstruct.predict import Predictor, Tile, predict_block
@@ -132,7 +133,7 @@ def calibrate(prepared: Prepared, seconds: float = SECONDS, runs: int = RUNS) ->
     predictor, job, one = prepared.predictor, prepared.job, _middle(prepared.plan)
     block = one[0]
     sections = read_mirrored(prepared.volume, block.read)
-    idle = Idle(predictor)
+    idle = Idle(predictor, job.device)
     host, _ = _clock(lambda: predict_block(one, block, idle, sections, job.grey_map, job.scale), seconds, runs)
     # Of a network that runs hundreds of times for a tile one evaluation is timed: they are all alike.
     short = context_for(job if predictor.evaluations == 1 else replace(job, members=1, steps=1)).predictor
@@ -145,15 +146,16 @@ def calibrate(prepared: Prepared, seconds: float = SECONDS, runs: int = RUNS) ->
 class Idle:
     """A predictor without a network: what ``predict_block`` costs with it is the work around the network."""
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, device: str = "cpu") -> None:
         self.tiling, self.batch, self.members = predictor.tiling, predictor.batch, predictor.members
         self.lost, self.evaluations = predictor.lost, predictor.evaluations
         self.seen: dict[Box, Tile] = {}
         # Not constant: that is taken for a failure.
-        self._output = np.ones((self.batch, 1 + self.members, *self.tiling.shape), np.float32)
+        reach = self.tiling.reach_box((0, 0, 0)).shape
+        self._output = torch.ones((self.batch, 1 + self.members, *reach), device=device)
         self._output[..., ::2] = -1
 
-    def __call__(self, tiles: list[Tile]) -> tuple[FloatArray, FloatArray]:
+    def __call__(self, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
         self.seen |= {tile.box: tile for tile in tiles}
         output = self._output[: len(tiles)]
         return output[:, 0], output[:, 1:]
@@ -199,8 +201,6 @@ def _clock(work: Callable[[], Any], seconds: float, runs: int) -> tuple[float, i
 
 def hardware(device: str) -> str:
     """The name of a device, and for a processor how many of its cores a network uses."""
-    import torch
-
     if device != "cpu":
         return torch.cuda.get_device_name(device)
     try:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,11 @@ from numpy.typing import NDArray
 from emdiffuse_vol.errors import InputError
 from emdiffuse_vol.geometry.boxes import Box, Triple
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FloatArray = NDArray[np.float32]
+Floats = TypeVar("Floats", FloatArray, "Tensor")
 PERCENTILES = (0.5, 99.5)
 SAMPLE, CELLS = (1, 128, 128), (16, 4, 4)  # voxels at a place, and places
 
@@ -33,11 +37,11 @@ class GreyMap:
         scale = np.float32(2 / (self.high - self.low))
         return (greys.astype(np.float32) - np.float32(self.low)) * scale - np.float32(1)
 
-    def restore(self, values: FloatArray) -> FloatArray:
-        return (values + np.float32(1)) * np.float32((self.high - self.low) / 2) + np.float32(self.low)
+    def restore(self, values: Floats) -> Floats:
+        return (values + 1.0) * ((self.high - self.low) / 2) + self.low
 
-    def restore_spread(self, spread: FloatArray) -> FloatArray:
-        return spread * np.float32((self.high - self.low) / 2)
+    def restore_spread(self, spread: Floats) -> Floats:
+        return spread * ((self.high - self.low) / 2)
 
 
 def dtype_greys(dtype: str) -> GreyMap:
@@ -83,7 +87,8 @@ def check_finite(greys: NDArray[Any], box: Box) -> None:
 
 @dataclass(frozen=True)
 class Codes:
-    """How mean and uncertainty are stored in one array of the input's dtype."""
+    """How mean and uncertainty are stored in one array of the input's dtype: float32 arrays or tensors to the same of
+    that dtype."""
 
     dtype: str
 
@@ -97,14 +102,31 @@ class Codes:
         """Largest uncertainty, in greys, that can be stored; None where there is no limit."""
         return None if self.dtype == "float32" else float(np.iinfo(self.dtype).max) * self.step
 
-    def mean(self, greys: FloatArray) -> NDArray[Any]:
+    @overload
+    def mean(self, greys: FloatArray) -> NDArray[Any]: ...
+
+    @overload
+    def mean(self, greys: Tensor) -> Tensor: ...
+
+    def mean(self, greys: Any) -> Any:
         return self._store(greys)
 
-    def uncertainty(self, greys: FloatArray) -> NDArray[Any]:
-        return self._store(greys / np.float32(self.step))
+    @overload
+    def uncertainty(self, greys: FloatArray) -> NDArray[Any]: ...
 
-    def _store(self, values: FloatArray) -> NDArray[Any]:
+    @overload
+    def uncertainty(self, greys: Tensor) -> Tensor: ...
+
+    def uncertainty(self, greys: Any) -> Any:
+        return self._store(greys / self.step)
+
+    def _store(self, values: Any) -> Any:
         if self.dtype == "float32":
             return values
         info = np.iinfo(self.dtype)
-        return np.clip(np.rint(values), info.min, info.max).astype(self.dtype)
+        whole = values.round().clip(info.min, info.max)
+        if isinstance(whole, np.ndarray):
+            return whole.astype(self.dtype)
+        import torch
+
+        return whole.to(getattr(torch, self.dtype))

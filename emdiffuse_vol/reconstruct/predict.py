@@ -1,9 +1,10 @@
 """From sections to mean and members: networks applied to tiles, tiles put together to blocks.
 
 Convention: greys are normalised (see ``greys``); a predictor takes tiles of one fixed shape and returns, for each,
-the mean [z, y, x] and K members [k, z, y, x] of the tile's input box. A tile's result depends on the tile alone, not
-on the block, the batch or the process that computes it. Members are put together first and compared afterwards, so
-the spread has no dip where tiles overlap.
+the mean [z, y, x] and K members [k, z, y, x] of what the tile contributes to (see ``Tiling.reach_box``), as tensors on
+its device: sums, spread and codes are computed there, and what comes back is what will be stored. A tile's result
+depends on the tile alone, not on the block, the batch or the process that computes it. Members are put together first
+and compared afterwards, so the spread has no dip where tiles overlap.
 
 Where sections are damaged, planes between good neighbours farther apart are predicted from these, with a spread scaled
 for the distance. Beyond the first or last good section nothing was measured: what is stored there is a mirror image,
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from emdiffuse_vol.errors import BlockError
 from emdiffuse_vol.geometry.boxes import Box, Triple, cell_box, cells_meeting
@@ -56,8 +58,8 @@ class Predictor(Protocol):
     lost: int
     evaluations: int
 
-    def __call__(self, tiles: list[Tile]) -> tuple[FloatArray, FloatArray]:
-        """At most ``batch`` tiles -> mean [n, z, y, x], members [n, k, z, y, x]."""
+    def __call__(self, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
+        """At most ``batch`` tiles -> mean [n, z, y, x], members [n, k, z, y, x], float32."""
         ...
 
     def flops(self) -> int:
@@ -89,7 +91,6 @@ def predict_block(
     fills = fills or {}
     codes = Codes(str(sections.dtype))
     result = np.empty((2, *block.write.shape), sections.dtype)
-    window = plan.tiling.window()
 
     def make(tile: Triple) -> Tile:
         return _tile(plan, tile, sections, block.read, greys)
@@ -97,17 +98,14 @@ def predict_block(
     for piece, tiles in plan.pieces(block.write):
         part = result[(slice(None), *piece.slices(block.write.start))]
         if not _all_empty(plan, piece, fills):
-            sums = np.zeros((1 + predictor.members, *piece.shape), np.float32)
             wanted = [tile for tile in tiles if _wanted(plan, tile, piece, fills)]
             try:
-                for tile, mean, members in _run(predictor, wanted, make):
-                    _add_tile(plan, tile, mean, members, window, piece, sums)
-                if not np.isfinite(sums).all():
-                    raise BlockError("the network gave NaN or infinity; not written")
+                mean, members = _put_together(plan, piece, predictor.members, _run(predictor, wanted, make))
             except BlockError as error:
                 raise BlockError(f"block {block.index} ({block.write}): {error}") from None
-            part[0] = codes.mean(greys.restore(sums[0]))
-            part[1] = codes.uncertainty(greys.restore_spread(_uncertainty(plan, piece, sums, predictor, scale)))
+            spread = _uncertainty(plan, piece, mean, members, predictor, scale)
+            part[0] = codes.mean(greys.restore(mean)).cpu().numpy()
+            part[1] = codes.uncertainty(greys.restore_spread(spread)).cpu().numpy()
             _copy_sections(plan, piece, sections, block.read, part)
         _fill_empty(plan, piece, fills, part)
     return result
@@ -115,7 +113,7 @@ def predict_block(
 
 def _run(
     predictor: Predictor, tiles: list[Triple], make: Callable[[Triple], Tile]
-) -> Iterator[tuple[Triple, FloatArray, FloatArray]]:
+) -> Iterator[tuple[Triple, Tensor, Tensor]]:
     """The network over tiles, in batches. A batch that does not fit the memory is halved, and stays so."""
     done, again = 0, False
     while done < len(tiles):
@@ -132,12 +130,14 @@ def _run(
             free_memory()
             continue
         for tile, given, mean, members in zip(tiles[done : done + size], batch, *output, strict=True):
+            if not (mean.isfinite().all() and members.isfinite().all()):
+                raise BlockError("the network gave NaN or infinity; not written")
             _check_output(given, mean)
             yield tile, mean, members
         done, again = done + len(batch), False
 
 
-def _attempt(predictor: Predictor, batch: list[Tile]) -> tuple[FloatArray, FloatArray] | None:
+def _attempt(predictor: Predictor, batch: list[Tile]) -> tuple[Tensor, Tensor] | None:
     """None where memory ran out. By then the error is gone, and with it what its frames held."""
     try:
         return predictor(batch)
@@ -154,47 +154,53 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _check_output(tile: Tile, mean: FloatArray) -> None:
-    """A constant output from the network is a failure, not data, unless the sections next to its planes are as empty:
-    a few specks may be lost on the way."""
+def _check_output(tile: Tile, mean: Tensor) -> None:
+    """A constant output from the network is a failure, not data, unless what it was made of is as empty: a few specks
+    may be lost on the way."""
     if mean.min() == mean.max():
-        near = tile.sections[np.union1d(tile.index, tile.index + 1).clip(max=len(tile.sections) - 1)]
+        first = (len(tile.index) - len(mean)) // 2
+        index = tile.index[first : first + len(mean)]
+        near = tile.sections[np.union1d(index, index + 1).clip(max=len(tile.sections) - 1)]
+        # The part of the sections that lies under the mean; tiles have the same margin on both sides.
+        height, width = (s * n // m for s, n, m in zip(near.shape[1:], mean.shape[1:], tile.box.shape[1:], strict=True))
+        top, left = (near.shape[1] - height) // 2, (near.shape[2] - width) // 2
+        near = near[:, top : top + height, left : left + width]
         if np.mean(near != np.median(near)) > 0.01:
             raise BlockError(f"the network gave one grey for all of tile {tile.box}, whose input is not; not written")
 
 
-def _add_tile(
-    plan: Plan,
-    tile: Triple,
-    mean: FloatArray,
-    members: FloatArray,
-    window: FloatArray,
-    piece: Box,
-    sums: FloatArray,
-) -> None:
-    """Add the weighted mean and members of a tile to ``sums`` of a piece of a block."""
-    start = plan.tiling.input_box(tile).start
-    part = plan.tiling.reach_box(tile) & piece
-    if part.empty:
-        return
-    inside, target = part.slices(start), part.slices(piece.start)
-    weights = window[inside]
-    sums[(0, *target)] += weights * mean[inside]
-    sums[(slice(1, None), *target)] += weights * members[(slice(None), *inside)]
+def _put_together(
+    plan: Plan, piece: Box, count: int, outputs: Iterator[tuple[Triple, Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Mean [z, y, x] and members [k, z, y, x] of a piece of a block, from all tiles that contribute to it."""
+    mean, members = torch.zeros(piece.shape), torch.zeros((count, *piece.shape))
+    window = torch.from_numpy(plan.tiling.window()) if plan.tiling.blend else None
+    for tile, best, drawn in outputs:
+        reach = plan.tiling.reach_box(tile)
+        part = reach & piece
+        inside, target = part.slices(reach.start), part.slices(piece.start)
+        if window is None:  # one tile is all
+            return best[inside], drawn[(slice(None), *inside)]
+        mean, members, window = (values.to(best.device) for values in (mean, members, window))
+        mean[target] += window[inside] * best[inside]
+        members[(slice(None), *target)] += window[inside] * drawn[(slice(None), *inside)]
+    return mean, members
 
 
 def _uncertainty(
-    plan: Plan, piece: Box, sums: FloatArray, predictor: Predictor, scale: float | Mapping[int, float]
-) -> FloatArray:
+    plan: Plan, piece: Box, mean: Tensor, members: Tensor, predictor: Predictor, scale: float | Mapping[int, float]
+) -> Tensor:
     """Calibrated spread of the members about the mean, normalised greys [z, y, x]."""
-    mean, members = sums[0], sums[1:]
-    variance = np.square(members - mean).sum(axis=0) / np.float32(predictor.members - predictor.lost)
-    spread: FloatArray = np.sqrt(variance)
+    variance = torch.zeros_like(mean)
+    for member in members:
+        deviation = member - mean
+        variance.addcmul_(deviation, deviation)
+    spread = variance.div_(predictor.members - predictor.lost).sqrt_()
     planes = np.arange(piece.start[0], piece.stop[0])
     scales = [scale[int(n)] if isinstance(scale, Mapping) else scale for n in plan.mode.axial.span(planes)]
-    spread *= np.array(scales, np.float32)[:, None, None]
-    beyond = plan.mode.axial.beyond(planes)
-    spread[beyond] = np.maximum(spread[beyond], np.float32(UNKNOWN))
+    spread *= torch.tensor(scales, device=spread.device)[:, None, None]
+    beyond = torch.from_numpy(plan.mode.axial.beyond(planes))
+    spread[beyond] = spread[beyond].clamp(min=UNKNOWN)
     return spread
 
 

@@ -7,6 +7,7 @@ blended.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import lcm, prod, sqrt
 from typing import Any
@@ -20,13 +21,12 @@ from emdiffuse_vol.diffusion.schedules import published_test, uniform_log_snr
 from emdiffuse_vol.errors import GeometryError
 from emdiffuse_vol.geometry.boxes import Box, Triple
 from emdiffuse_vol.geometry.tiles import Tiling
-from emdiffuse_vol.models import slab
+from emdiffuse_vol.models import slab, streaming
 from emdiffuse_vol.models.checkpoints import Weights
 from emdiffuse_vol.models.section import SectionNet
 from emdiffuse_vol.models.unet import UNet
 from emdiffuse_vol.modes import Chain, Isotropic, Mode, SectionWise
 from emdiffuse_vol.reconstruct.device import Device
-from emdiffuse_vol.reconstruct.greys import FloatArray
 from emdiffuse_vol.reconstruct.noise import NoiseField
 from emdiffuse_vol.reconstruct.predict import Predictor, Tile
 
@@ -72,42 +72,60 @@ class SlabPredictor:
         self.net = net.to(device.name).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.mode, self.members, self.noise, self.device = mode, sampling.members, NoiseField(sampling.seed), device
 
-    def __call__(self, tiles: list[Tile]) -> tuple[FloatArray, FloatArray]:
+    def __call__(self, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
         (tile,) = tiles
+        core = self.tiling.core
         with torch.inference_mode(), self.device.autocast():
-            mean, gates = self.evaluate(self.device.put(tile.sections), tile)
-            members = torch.empty((self.members, *mean.shape), device=mean.device)
-            for k in range(self.members):
-                torch.add(mean, self.spread(gates, k, tile.box), out=members[k])
-        return mean[None].float().cpu().numpy(), members[None].cpu().numpy()
+            mean, members = self.device.empty(core), self.device.empty((self.members, *core))
+            for planes, best, gates in self.evaluate(self.device.put(tile.sections), tile):
+                mean[planes] = best
+                for k in range(self.members):
+                    torch.add(best, self.spread(gates, k, tile.box, planes), out=members[k, planes])
+        return mean[None], members[None]
 
-    def evaluate(self, sections: Tensor, tile: Tile, below: int = 0) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """sections: [s, y, x], the first of them number ``below`` of the tile's -> mean [z, y, x], gates."""
+    def evaluate(
+        self, sections: Tensor, tile: Tile, below: int = 0
+    ) -> Iterator[tuple[slice, Tensor, tuple[Tensor, Tensor]]]:
+        """sections: [s, y, x], the first of them number ``below`` of the tile's -> planes of the core, their mean
+        [z, y, x], and gates."""
         put = self.device.put
-        features = slab.slab_features(sections[None], put(tile.index - below), put(tile.t))
-        mean, fine, coarse = self.net.trunk(features, put(tile.t), put(self.mode.gaps(tile.box)))
-        return mean[0, 0], self.net.gates(fine, coarse)
+        index, t, gaps = put(tile.index - below), put(tile.t), put(self.mode.gaps(tile.box))
+        cut = slice(self.net.HALO[1] - streaming.FEATURES_MARGIN, streaming.FEATURES_MARGIN - self.net.HALO[1])
+        near = sections[None, :, cut, cut]
 
-    def spread(self, gates: tuple[Tensor, Tensor], member: int, box: Box) -> Tensor:
-        """-> [z, y, x], what a member adds to the mean."""
-        noise = self.device.put(self.noise.normal(member, 0, box, channels=2))[None]
-        result: Tensor = self.net.spread(gates, noise)[0, 0]
-        return result
+        def features(planes: slice) -> Tensor:
+            return slab.slab_features(near, index[planes], t[planes])[0].transpose(0, 1)
+
+        for planes, mean, fine, coarse in self.net.stream(features, t, gaps, self.device.step):
+            yield planes, mean[:, 0], streaming.gates(self.net, fine, coarse)
+
+    def spread(self, gates: tuple[Tensor, Tensor], member: int, box: Box, planes: slice) -> Tensor:
+        """-> [z, y, x], what a member adds to the mean of ``planes`` of the core. box: of the whole tile."""
+        core = self.tiling.reach_of(box)
+        (z, y, x), (_, bottom, right) = core.start, core.stop
+        place = Box((z + planes.start, y, x), (z + planes.stop, bottom, right))
+        margin = (self.net.DEEP // 2, streaming.NOISE_MARGIN, streaming.NOISE_MARGIN)
+        noise = self.noise.normal_on(self.device.name, member, 0, place.grow(margin), channels=2)
+        return streaming.spread(self.net, gates, noise.transpose(0, 1))[:, 0]
 
     def flops(self) -> int:
-        z, y, x = self.tiling.shape
+        (z, y, x), depth = self.tiling.core, self.tiling.shape[0]
+        margin, edge = 2 * streaming.FEATURES_MARGIN, 2 * streaming.NOISE_MARGIN
 
         def run(net: slab.SlabNet) -> None:
-            _, fine, coarse = net.trunk(torch.empty(1, 5, z, y, x), torch.empty(z), self.mode.gap)
-            gates = net.gates(fine, coarse)
-            for _ in range(self.members):
-                net.spread(gates, torch.empty(1, 2, z, y, x))
+            features = torch.empty(depth, 5, y + margin, x + margin)
+            for _, _, fine, coarse in net.stream(lambda _: features, torch.empty(depth), self.mode.gap, depth):
+                gates = streaming.gates(net, fine, coarse)
+                for _ in range(self.members):
+                    streaming.spread(net, gates, torch.empty(z + 2 * (net.DEEP // 2), 2, y + edge, x + edge))
 
         return count_flops(self.net, run)
 
     def memory(self) -> int:
-        voxel: int = self.net.BYTES_PER_VOXEL + 4 * self.members
-        return prod(self.tiling.shape) * voxel
+        depth, height, width = self.tiling.shape
+        pixels = min(self.device.step, depth) * height * width
+        voxel: int = self.net.BYTES_PER_VOXEL + 4 * (1 + self.members)
+        return self.net.BYTES_PER_PIXEL * pixels + voxel * prod(self.tiling.core)
 
 
 class Restorer:
@@ -160,12 +178,13 @@ class SectionPredictor:
         self.tiling = exact_tiling(core, (0, halo, halo), (1, stride, stride), mode)
         self.restore, self.members = Restorer(net, sampling, device), sampling.members
 
-    def __call__(self, tiles: list[Tile]) -> tuple[FloatArray, FloatArray]:
+    def __call__(self, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
         (tile,) = tiles
         device = self.restore.device
         with torch.inference_mode(), device.autocast():
             mean, members = self.restore(device.put(tile.sections), tile.box)
-        return mean[None].cpu().numpy(), members[None].cpu().numpy()
+        core = Box.of(self.tiling.core).shift(self.tiling.halo).slices()
+        return mean[core][None], members[(slice(None), *core)][None]
 
     def flops(self) -> int:
         return self.restore.flops(*self.tiling.shape)
@@ -199,27 +218,30 @@ class ChainPredictor:
         self.first_scale = first.calibrated_scale(float(mode.lateral), sampling.members)
         self.scales = span_scales(then, mode.then, sampling.members)
 
-    def __call__(self, tiles: list[Tile]) -> tuple[FloatArray, FloatArray]:
+    def __call__(self, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
         (tile,) = tiles
         device, context, halo = self.then.device, self.mode.first.context, self.halo
         box = self.mode.then.read_box(tile.box).grow((0, halo, halo))
         inner = (slice(None), slice(halo, -halo), slice(halo, -halo))
-        spans = self.mode.axial.span(np.arange(tile.box.start[0], tile.box.stop[0]))
-        scales = device.put(np.array([self.scales[int(n)] for n in spans], np.float32))
-        on = torch.from_numpy(np.flatnonzero(tile.t == 0))
-        number = tile.index[on.numpy()] - context
+        core = self.tiling.reach_of(tile.box)
+        planes, y, x = core.slices(tile.box.start)
+        spans = self.mode.axial.span(np.arange(core.start[0], core.stop[0]))
+        scales = device.put(np.array([self.scales[int(n)] for n in spans], np.float32))[:, None, None]
+        on = torch.from_numpy(np.flatnonzero(tile.t[planes] == 0))
+        number = torch.from_numpy(tile.index[planes] - context)[on]
         with torch.inference_mode(), device.autocast():
             whole, drawn = self.restore(device.put(tile.sections), box)
-            sections, members = whole[inner].contiguous(), []
-            mean, _ = self.then.evaluate(sections, tile, context)
-            mean[on] = sections[number]
+            sections = whole[inner].contiguous()
+            mean, members = device.empty(core.shape), device.empty((self.members, *core.shape))
+            for part, best, _ in self.then.evaluate(sections, tile, context):
+                mean[part] = best
+            mean[on] = sections[number][:, y, x]
             for k in range(self.members):
                 own = torch.lerp(sections, drawn[k][inner], self.first_scale)
-                member, gates = self.then.evaluate(own, tile, context)
-                member = member + scales[:, None, None] * self.then.spread(gates, k, tile.box)
-                member[on] = own[number]
-                members.append(member.float().cpu())
-        return mean[None].float().cpu().numpy(), torch.stack(members)[None].numpy()
+                for part, best, gates in self.then.evaluate(own, tile, context):
+                    members[k, part] = best + scales[part] * self.then.spread(gates, k, tile.box, part)
+                members[k, on] = own[number][:, y, x]
+        return mean[None], members[None]
 
     def flops(self) -> int:
         planes, height, width = self.mode.then.read_box(Box.of(self.tiling.shape)).grow((0, self.halo, self.halo)).shape
@@ -268,7 +290,7 @@ class PlanePredictor:
         self.schedule = published_test(steps) if sampling.sampler == "ancestral" else uniform_log_snr(steps)
         self.evaluations = steps * sampling.members
 
-    def __call__(self, tiles: list[Tile]) -> tuple[FloatArray, FloatArray]:
+    def __call__(self, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
         padded = tiles + [tiles[-1]] * (self.batch - len(tiles))
         condition, index = self._condition(padded)
 
@@ -277,16 +299,16 @@ class PlanePredictor:
             result: Tensor = self.net(torch.cat([condition, y], dim=1), level, index)
             return result.float()
 
-        members = np.empty((len(tiles), self.members, *self.tiling.shape), np.float32)
+        members = self.device.empty((len(tiles), self.members, *self.tiling.shape))
         with torch.inference_mode(), self.device.autocast():
             for k in range(self.members):
 
                 def noise(step: int, member: int = k) -> Tensor:
-                    fields = [self.noise.normal(member, step, tile.box)[0] for tile in padded]
-                    return torch.as_tensor(np.stack(fields), device=self.device.name)
+                    fields = [self.noise.normal_on(self.device.name, member, step, tile.box)[0] for tile in padded]
+                    return torch.stack(fields)
 
-                members[:, k] = self.sampler(eps, noise, self.schedule).cpu().numpy()[: len(tiles)]
-        return members.mean(axis=1), members
+                members[:, k] = self.sampler(eps, noise, self.schedule)[: len(tiles)]
+        return members.mean(dim=1), members
 
     def _condition(self, tiles: list[Tile]) -> tuple[Tensor, Tensor | None]:
         """-> [n, c, y, x], and for each plane between sections its number."""
