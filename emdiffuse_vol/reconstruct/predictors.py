@@ -123,9 +123,9 @@ class SlabPredictor:
 
     def memory(self) -> int:
         depth, height, width = self.tiling.shape
-        pixels = min(self.device.step, depth) * height * width
+        streamed: int = self.net.BYTES_PER_PIXEL * min(self.device.step, depth) * height * width
         voxel: int = self.net.BYTES_PER_VOXEL + 4 * (1 + self.members)
-        return self.net.BYTES_PER_PIXEL * pixels + voxel * prod(self.tiling.core)
+        return streamed + voxel * prod(self.tiling.core)
 
 
 class Restorer:
