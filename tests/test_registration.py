@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from click.testing import CliRunner
 from scipy import ndimage
 from skimage.io import imread
@@ -21,7 +22,7 @@ from emdiffuse_vol.errors import ConfigError, GeometryError
 from emdiffuse_vol.registration import pairs
 from emdiffuse_vol.registration.drift import corrections
 from emdiffuse_vol.registration.features import fit_phases
-from emdiffuse_vol.registration.flow import choose_flow
+from emdiffuse_vol.registration.flow import choose_flow, raft_flow
 from emdiffuse_vol.registration.pairs import Binned, Settings, overview, refine, register, tiles
 from emdiffuse_vol.registration.warps import Warp, covered, places_of, transformed
 from emdiffuse_vol.stores.opening import open_volume
@@ -245,6 +246,23 @@ def test_volumes_that_cannot_be_a_pair_are_refused(tmp_path: Path) -> None:
         open_pair_to_register(str(deep), fixed)
     tifffile.imwrite(tmp_path / "m.tif", smooth_volume((1, 40, 40))[0])
     assert open_pair_to_register(str(tmp_path / "m.tif"), fixed, factor=2)[2] == 2
+
+
+def test_flow_of_raft_is_said_y_before_x_for_images_of_any_size() -> None:
+    class Network(torch.nn.Module):
+        """Takes what RAFT takes, and says what RAFT says of a shift by (y, x) = (2, -3)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, fixed, moving, num_flow_updates):
+            assert fixed.shape == (1, 3, 128, 136) and fixed.abs().max() <= 1
+            return [torch.stack([torch.full(fixed.shape[2:], v) for v in (-3.0, 2.0)])[None]] * num_flow_updates
+
+    image = np.random.default_rng(0).standard_normal((90, 130)).astype(np.float32)
+    found = raft_flow(Network(), image, image)
+    assert found.shape == (2, 90, 130) and (found[0] == 2).all() and (found[1] == -3).all()
 
 
 def test_raft_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@
 
 Convention: a place p of the output shows what lies at ``matrix(p + flow(p))`` in the moving section (``registration.
 warps``). Everything is made in a hidden folder beside the output and given its name when it is whole; what was killed
-goes on with the section it was at. Memory is that of a tile, and of the cells of one section.
+goes on with the section it was at. Memory is that of a few tiles, and of the cells of one section.
 """
 
 from __future__ import annotations

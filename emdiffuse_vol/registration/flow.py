@@ -79,7 +79,7 @@ def load_raft(weights: str | None) -> Any:
             net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     except Exception as error:  # whatever a download, an unpickler or a state dict raises
         where = weights or "the download of torchvision's weights"
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise WeightsError(f"{where} gave no weights of raft_large: {said}; give --flow-weights FILE") from error
     return net.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 

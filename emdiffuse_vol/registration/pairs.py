@@ -2,7 +2,7 @@
 
 Convention: both images have pixels of one size (see :class:`Binned` for those that have not). Images larger than
 OVERVIEW are first registered as overviews, means of k x k pixels; flow is then refined at full resolution, tile by
-tile, so memory is bounded by a tile and by the cells of one image (1/64 of its pixels).
+tile, so memory is bounded by a few tiles and by the cells of one image (1/64 of its pixels).
 
 *Confidence* of a cell, from 0 to 1: correlation of both images around it once they are registered (smoothed, so that
 noise of a fast scan counts little; negative ones count 0), times exp(-e^2 / 2), where e is the *inverse inconsistency*:
@@ -14,7 +14,9 @@ What is measured decides whether a pair is refused: see ``LIMITS``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import nan
 
@@ -38,12 +40,15 @@ from emdiffuse_vol.registration.warps import (
 
 OVERVIEW = 1536  # pixels along the longest side of what is looked at as a whole
 TILE, HALO = 512, 64  # pixels of flow computed at a time, and around them
+WORKERS = min(4, os.cpu_count() or 1)  # tiles at a time
 BAND = 1 << 22  # pixels of full resolution read at a time for an overview
 SEEN, AROUND = 2.0, 8.0  # pixels: smoothing before images are correlated, and how far around a place
 PASSES = 2  # of flow at full resolution: the second sees what windows of the first have averaged away
 EVEN = 0.6  # cells: smoothing of the flow from cell to cell
 BENT = 10.0  # pixels that features may be off the matrix where flow follows, and where none does
 STIFF = 3.0
+
+Window = tuple[slice, slice]
 
 # measure -> (least value, what it is)
 LIMITS = {
@@ -142,15 +147,22 @@ def refine(fixed: Image, moving: Image, warp: Warp, flow: Flow | None) -> tuple[
     inverse inconsistency in px, and the share of its pixels that are inside the moving image."""
     bend = np.zeros((2, *cell_shape(fixed.shape)), np.float32)
     judged = np.zeros((3, *cell_shape(fixed.shape)), np.float32)
-    for own, window in tiles(fixed.shape):
-        start = window[0].start, window[1].start
-        greys = np.asarray(fixed[window], np.float32)
-        places = places_of(greys.shape, start)
-        tile_bend, tile_judged = _refine_tile(greys, moving, warp, places, flow)
+
+    def work(tile: tuple[Window, Window]) -> None:
+        own, (rows, columns) = tile
+        places = places_of((rows.stop - rows.start, columns.stop - columns.start), (rows.start, columns.start))
+        found = _refine_tile(np.asarray(fixed[rows, columns], np.float32), moving, warp, places, flow)
         cells = tuple(slice(o.start // STRIDE, -(-o.stop // STRIDE)) for o in own)
-        part = tuple(slice(c.start - s // STRIDE, c.stop - s // STRIDE) for c, s in zip(cells, start, strict=True))
-        bend[(slice(None), *cells)] = tile_bend[(slice(None), *part)]
-        judged[(slice(None), *cells)] = tile_judged[(slice(None), *part)]
+        part = tuple(
+            slice(c.start - s.start // STRIDE, c.stop - s.start // STRIDE)
+            for c, s in zip(cells, (rows, columns), strict=True)
+        )
+        for whole, values in zip((bend, judged), found, strict=True):
+            whole[(slice(None), *cells)] = values[(slice(None), *part)]
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for _ in pool.map(work, tiles(fixed.shape)):
+            pass
     if flow:
         bend = np.stack([ndimage.gaussian_filter(component, EVEN) for component in bend])
     return Warp(warp.matrix, bend), judged
@@ -185,7 +197,7 @@ def correlated(first: Floats, second: Floats, there: NDArray[np.bool_]) -> Float
     return np.asarray((product - mean_a * mean_b) / np.sqrt(power + 1e-9), np.float32)
 
 
-def tiles(shape: tuple[int, ...]) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+def tiles(shape: tuple[int, ...]) -> Iterator[tuple[Window, Window]]:
     """-> (what a tile owns, that with its halo), windows that begin on cells."""
     spans = []
     for n in shape:
