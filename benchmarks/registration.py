@@ -10,8 +10,8 @@ the noise in greys, of the fixed and of the moving image; the sections' own is a
 ``refused``: pairs of sections that do not show the same place, and what was measured.
 ``drift``: a walk at random is put on a stack of DATA/fib25_train and taken away by ``--stack``. Jitter is how far a
 section lies from the middle between its neighbours.
-``pairs``: the two real pairs of DATA/emdiffuse_pairs, which are registered already, the middle, as it is and shifted apart.
-Truth is not known; *cycle* is how far the warps of a pair and of the same pair shifted by known pixels disagree.
+``pairs``: the two real pairs of DATA/emdiffuse_pairs, which are registered already: their middle, as it is and shifted
+apart. Truth is not known; *cycle* is how far the warps of a pair and of the same pair shifted by known pixels disagree.
 """
 
 from __future__ import annotations
