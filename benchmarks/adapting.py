@@ -25,14 +25,13 @@ import numpy as np
 from predictions import heading, read_stack, rounded
 from skimage.io import imread
 
-from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.metrics.image import psnr, ssim
 from emdiffuse_vol.metrics.interpolation import linear
 from emdiffuse_vol.metrics.spread import coverage
 from emdiffuse_vol.models.checkpoints import load_weights
 from emdiffuse_vol.reconstruct.job import Request
 from emdiffuse_vol.reconstruct.run import reconstruct
-from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units
+from emdiffuse_vol.stores.image import open_array, write_array
 from emdiffuse_vol.training.adapt import adapted
 
 Stack = tuple[np.ndarray, np.ndarray, int]  # sections kept; all that are known, from the first to the last kept; gap
@@ -71,8 +70,7 @@ def compare(sections: np.ndarray, known: np.ndarray, gap: int, minutes: float) -
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = str(folder / "in.zarr")
-        create_image(path, shape=sections.shape, dtype="uint8", voxel_size=(10.0 * gap, 10, 10), chunk=(16, 64, 64))
-        finish(write_units(open_array(path, 0, "w"), Box.of(sections.shape), sections))
+        write_array(path, sections, (10.0 * gap, 10, 10))
         request = Request(input=path, out=str(folder / "out.zarr"), factor=gap, adapt=f"{minutes:g}m")
         plain = linear(sections, gap)
         step = gap * (len(sections) - 1) // (len(known) - 1)  # planes from one known section to the next

@@ -43,7 +43,7 @@ from emdiffuse_vol.reconstruct.plan import Block
 from emdiffuse_vol.reconstruct.predict import Tile
 from emdiffuse_vol.reconstruct.run import Prepared, prepare
 from emdiffuse_vol.reconstruct.worker import BlockTask, Context
-from emdiffuse_vol.stores.image import create_image, finish, open_array, stored_unit, write_units
+from emdiffuse_vol.stores.image import open_array, stored_unit, write_array, write_units
 from emdiffuse_vol.stores.volume import read_mirrored
 
 ROUNDS = 3
@@ -128,9 +128,7 @@ def network(folder: Path, volume: np.ndarray) -> dict[str, Any]:
 
 
 def write(path: Path, greys: np.ndarray, voxel_size: tuple[float, float, float]) -> None:
-    chunk = (16, 128, 128)
-    create_image(str(path), shape=greys.shape, dtype="uint8", voxel_size=voxel_size, chunk=chunk)
-    finish(write_units(open_array(str(path), 0, "w"), Box.of(greys.shape), greys))
+    write_array(path, greys, voxel_size, chunk=(16, 128, 128))
 
 
 def run(prepared: Prepared, task: BlockTask) -> tuple[float, int]:

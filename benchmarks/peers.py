@@ -663,16 +663,14 @@ def prepare(folder: Path, case: Case) -> None:
     from emdiffuse_vol.geometry.boxes import Box
     from emdiffuse_vol.models.checkpoints import save_weights
     from emdiffuse_vol.reconstruct.greys import measure_greys
-    from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units
+    from emdiffuse_vol.stores.image import write_array
     from emdiffuse_vol.stores.phantom import PhantomVolume
 
     voxel_size = (float(FACTOR * NM), float(NM), float(NM))
     volume = PhantomVolume.of(case.sections, voxel_size)
     chunk = (case.tile[0] // FACTOR, *case.tile[1:])
-    path, whole = str(folder / "in.zarr"), Box.of(case.sections)
-    create_image(path, shape=case.sections, dtype="uint8", voxel_size=voxel_size, chunk=chunk)
-    sections = volume.read(whole)
-    finish(write_units(open_array(path, 0, "w"), whole, sections))
+    sections = volume.read(Box.of(case.sections))
+    write_array(folder / "in.zarr", sections, voxel_size, chunk)
     modes = ["vEMDiffuse-a"]
     save_weights(folder / "w.safetensors", random_network(), architecture="slab", config=SIZES, modes=modes)
     greys, _ = measure_greys(case.sections, lambda box: sections[box.slices()])

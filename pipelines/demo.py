@@ -20,7 +20,7 @@ import numpy as np
 from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.metrics.image import psnr
 from emdiffuse_vol.metrics.interpolation import linear
-from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units
+from emdiffuse_vol.stores.image import open_array, write_array
 from emdiffuse_vol.stores.phantom import PhantomVolume
 from emdiffuse_vol.viewing.panels import draw_side_view
 
@@ -34,8 +34,7 @@ def main(folder: Path) -> None:
     path, out = folder / "input.zarr", folder / "iso.zarr"
     for made_before in (path, out):
         shutil.rmtree(made_before, ignore_errors=True)
-    create_image(str(path), shape=sections.shape, dtype="uint8", voxel_size=(NM * FACTOR, NM, NM), chunk=(16, 64, 64))
-    finish(write_units(open_array(str(path), 0, "w"), Box.of(sections.shape), sections))
+    write_array(path, sections, (NM * FACTOR, NM, NM))
     command = ["reconstruct", str(path), "--mode", "vEMDiffuse-a", "--out", str(out)]
     print(f"input: {source}, every {FACTOR}th section of {SIZE}\n$ emdvol {' '.join(command)}", flush=True)
     for more in (["--dry-run"], []):

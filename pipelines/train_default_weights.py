@@ -19,10 +19,9 @@ import numpy as np
 from skimage.io import imread
 
 from emdiffuse_vol.config import load_training
-from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.models.checkpoints import load_weights, save_weights
 from emdiffuse_vol.models.ensemble import SlabEnsemble
-from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units
+from emdiffuse_vol.stores.image import write_array
 from emdiffuse_vol.training.calibrate import HeldOut
 from emdiffuse_vol.training.train import calibrated, prepare, train, unseen
 
@@ -81,8 +80,7 @@ def read_stack(data: Path) -> np.ndarray:
 
 def write(path: Path, greys: np.ndarray, every: int) -> None:
     if not path.exists():
-        create_image(str(path), shape=greys.shape, dtype="uint8", voxel_size=(NM * every, NM, NM), chunk=(16, 64, 64))
-        finish(write_units(open_array(str(path), 0, "w"), Box.of(greys.shape), greys))
+        write_array(path, greys, (NM * every, NM, NM))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from emdiffuse_vol.reconstruct.predict import UNKNOWN, Tile
 from emdiffuse_vol.reconstruct.predictors import PlanePredictor, Sampling, span_scales
 from emdiffuse_vol.reconstruct.run import prepare
 from emdiffuse_vol.stores.opening import open_volume
-from emdiffuse_vol.stores.sections import WithoutSections, without_sections
+from emdiffuse_vol.stores.sections import without_sections
 from emdiffuse_vol.stores.survey import LONGEST, damaged_sections
 
 factors = st.fractions(min_value=Fraction(11, 10), max_value=12, max_denominator=50)
@@ -136,7 +136,7 @@ def test_a_volume_without_sections_holds_the_others(tmp_path_factory, good: set[
 def test_a_volume_without_damage_is_itself(tmp_path: Path) -> None:
     volume = open_volume(write_volume(tmp_path / "v.zarr", smooth_volume((3, 8, 8)), (40, 8, 8)))
     assert without_sections(volume, ()) is volume
-    assert WithoutSections(volume, (1,)).url == volume.url
+    assert without_sections(volume, (1,)).url == volume.url
 
 
 # Networks

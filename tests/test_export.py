@@ -31,7 +31,7 @@ from emdiffuse_vol.stores import convert as convert_module
 from emdiffuse_vol.stores import copying
 from emdiffuse_vol.stores import export as module
 from emdiffuse_vol.stores.export import export, format_of
-from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units
+from emdiffuse_vol.stores.image import create_image, write_array
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.pyramid import downsample
 from emdiffuse_vol.stores.region import region_of
@@ -55,16 +55,7 @@ def greys(shape: tuple[int, ...], dtype: str = "uint8") -> NDArray[Any]:
 
 
 def volume_of(path: Path, data: NDArray[Any], origin: tuple[float, float, float] = (0, 0, 0)) -> Any:
-    create_image(
-        str(path),
-        shape=data.shape,
-        dtype=data.dtype.name,
-        voxel_size=SIZE,
-        origin=origin,
-        chunk=(8, 16, 16),
-        shard=None,
-    )
-    finish(write_units(open_array(str(path), 0, "w"), Box.of(data.shape), data))
+    write_array(path, data, SIZE, chunk=(8, 16, 16), origin=origin)
     return open_volume(path)
 
 
@@ -72,17 +63,15 @@ def reconstruction(path: Path, data: NDArray[Any]) -> Path:
     """[2, z, y, x] as `emdvol reconstruct` names its channels."""
     window = {"min": 0, "max": 255, "start": 0, "end": 255}
     channels = [{"label": k, "color": "FFFFFF", "window": window, "active": True} for k in ("mean", "uncertainty")]
-    create_image(
-        str(path),
-        shape=data.shape,
-        dtype="uint8",
-        voxel_size=SIZE,
+    write_array(
+        path,
+        data,
+        SIZE,
         axes="czyx",
         chunk=(2, 8, 8, 8),
         omero={"channels": channels},
         attributes={"emdvol": {"uncertainty": {"channel": 1, "step": 0.125}}},
     )
-    finish(write_units(open_array(str(path), 0, "w"), Box.of(data.shape[1:]), data))
     return path
 
 

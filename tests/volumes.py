@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from networks import random_slab
 
-from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.models.checkpoints import save_weights
 from emdiffuse_vol.reconstruct.job import Request
 from emdiffuse_vol.reconstruct.run import reconstruct
-from emdiffuse_vol.stores.image import create_image, finish, open_array, write_units
+from emdiffuse_vol.stores.image import open_array, write_array
 
 MODES = ["vEMDiffuse-i", "vEMDiffuse-a"]
 
@@ -29,8 +28,7 @@ def smooth_volume(shape: tuple[int, int, int], seed: int = 0, dtype: str = "uint
 
 
 def write_volume(path: Path, greys: np.ndarray, voxel_size: tuple[float, float, float]) -> Path:
-    create_image(str(path), shape=greys.shape, dtype=str(greys.dtype), voxel_size=voxel_size, chunk=(8, 64, 64))
-    finish(write_units(open_array(str(path), 0, "w"), Box.of(greys.shape), greys))
+    write_array(path, greys, voxel_size, chunk=(8, 64, 64))
     return path
 
 

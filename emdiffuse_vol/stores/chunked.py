@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from emdiffuse_vol.errors import InputError
 from emdiffuse_vol.geometry.boxes import AXES, Box, Triple, ceil_div
 from emdiffuse_vol.stores.kvstore import context, reason
+from emdiffuse_vol.stores.spec import digest_of, make_spec
 from emdiffuse_vol.stores.units import nanometres
 from emdiffuse_vol.stores.volume import Nanometres, VolumeSpec
 
@@ -80,6 +81,36 @@ class ChunkedVolume:
             ]
             touched = (slice(max(i.start, w.start), min(i.stop, w.stop)) for i, w in zip(index, whole, strict=True))
             yield self.chunk_name(cell, whole), tuple(touched)
+
+
+def chunked_volume(
+    url: str,
+    options: dict[str, Any],
+    name: str,
+    array: ts.TensorStore,
+    axes: tuple[str, ...],
+    *,
+    voxel_size: Nanometres | None,
+    origin: Nanometres = (0.0, 0.0, 0.0),
+    channels: Sequence[str] = (),
+    format: str,
+    digested: Sequence[Any],
+    chunk_name: ChunkName,
+) -> ChunkedVolume:
+    """options: of ``open_volume``, the channel among them; digested: JSON values that tell this volume from another.
+    Raises InputError that calls it ``name``."""
+    region = choose_region(name, axes, array.shape, options["channel"], channels)
+    spec = make_spec(
+        name,
+        shape=spatial(array.shape, axes),
+        dtype=array.dtype.name,
+        voxel_size=voxel_size,
+        origin=origin,
+        chunk=spatial(sizes_of(array.chunk_layout.read_chunk), axes),
+        format=format,
+        digest=digest_of([*digested, region]),
+    )
+    return ChunkedVolume(url, options, spec, name, axes, region, chunk_name, array)
 
 
 def sizes_of(grid: ts.ChunkLayout.Grid) -> tuple[int, ...]:

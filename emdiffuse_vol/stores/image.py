@@ -11,6 +11,7 @@ Inner chunks carry a crc32c, so that a damaged one is an error and not a picture
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -68,6 +69,22 @@ def create_image(
         )
     except ValueError as error:
         raise OutputError(f"{url} cannot be written: {reason(error)}") from error
+
+
+def write_array(
+    path: str | os.PathLike[str],
+    greys: NDArray[Any],
+    voxel_size: Nanometres,
+    chunk: Sequence[int] = (16, 64, 64),
+    **settings: Any,
+) -> None:
+    """An array in memory [(c,) z, y, x] as an image of one level, whole: a small one. settings: of create_image.
+
+    Raises GeometryError, OutputError.
+    """
+    where = os.fspath(path)
+    create_image(where, shape=greys.shape, dtype=greys.dtype.name, voxel_size=voxel_size, chunk=chunk, **settings)
+    finish(write_units(open_array(where, 0, "w"), Box.of(greys.shape[-3:]), greys))
 
 
 def open_array(

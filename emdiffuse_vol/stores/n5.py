@@ -16,15 +16,12 @@ from emdiffuse_vol.geometry.boxes import AXES
 from emdiffuse_vol.stores.chunked import (
     ChunkedVolume,
     check_array,
-    choose_region,
+    chunked_volume,
     joined,
     open_chunked,
-    sizes_of,
-    spatial,
     voxel_size_of,
 )
 from emdiffuse_vol.stores.kvstore import absolute, inside, kvstore, read_json
-from emdiffuse_vol.stores.spec import digest_of, make_spec
 from emdiffuse_vol.stores.units import nanometres
 from emdiffuse_vol.stores.volume import Nanometres
 
@@ -55,19 +52,18 @@ def open_n5(
             stored = stored and _coarser(stored, attributes.get("downsamplingFactors", [2**level] * 3))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{name} has N5 attributes that make no sense: {error!r}; correct them") from error
-    region = choose_region(name, axes, array.shape, channel)
-    spec = make_spec(
+    return chunked_volume(
+        url,
+        {"voxel_size": voxel_size, "level": level, "channel": channel},
         name,
-        shape=spatial(array.shape, axes),
-        dtype=array.dtype.name,
+        array,
+        axes,
         voxel_size=voxel_size or stored,
         origin=origin,
-        chunk=spatial(sizes_of(array.chunk_layout.read_chunk), axes),
         format="N5",
-        digest=digest_of([attributes, path, region]),
+        digested=[attributes, path],
+        chunk_name=partial(joined, "", "/"),
     )
-    options = {"voxel_size": voxel_size, "level": level, "channel": channel}
-    return ChunkedVolume(url, options, spec, name, axes, region, partial(joined, "", "/"), array)
 
 
 def _level_path(url: str, name: str, group: dict[str, Any], level: int) -> str:

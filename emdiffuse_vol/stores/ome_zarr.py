@@ -20,14 +20,11 @@ from emdiffuse_vol.stores.chunked import (
     ChunkedVolume,
     ChunkName,
     check_array,
-    choose_region,
+    chunked_volume,
     joined,
     open_chunked,
-    sizes_of,
-    spatial,
 )
 from emdiffuse_vol.stores.kvstore import absolute, inside, kvstore, read_json
-from emdiffuse_vol.stores.spec import digest_of, make_spec
 from emdiffuse_vol.stores.units import nanometres
 from emdiffuse_vol.stores.volume import Nanometres
 
@@ -64,19 +61,19 @@ def open_zarr(
     array, metadata = _open_level(url, found.path, name)
     if node == "array":
         found = _plain_level(name, array, metadata)
-    region = choose_region(name, found.axes, array.shape, channel, found.channels)
-    spec = make_spec(
+    return chunked_volume(
+        url,
+        {"voxel_size": voxel_size, "level": level, "channel": channel},
         name,
-        shape=spatial(array.shape, found.axes),
-        dtype=array.dtype.name,
+        array,
+        found.axes,
         voxel_size=voxel_size or found.voxel_size,
         origin=found.origin,
-        chunk=spatial(sizes_of(array.chunk_layout.read_chunk), found.axes),
+        channels=found.channels,
         format=found.format,
-        digest=digest_of([metadata, found.path, found.digested, region]),
+        digested=[metadata, found.path, found.digested],
+        chunk_name=_chunk_name(metadata),
     )
-    options = {"voxel_size": voxel_size, "level": level, "channel": channel}
-    return ChunkedVolume(url, options, spec, name, found.axes, region, _chunk_name(metadata), array)
 
 
 def read_attributes(url: str) -> tuple[str, dict[str, Any]] | None:

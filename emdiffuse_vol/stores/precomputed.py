@@ -17,14 +17,12 @@ from emdiffuse_vol.errors import InputError
 from emdiffuse_vol.stores.chunked import (
     ChunkedVolume,
     check_array,
-    choose_region,
+    chunked_volume,
     open_chunked,
-    sizes_of,
     spatial,
     voxel_size_of,
 )
 from emdiffuse_vol.stores.kvstore import absolute, inside, kvstore, read_json
-from emdiffuse_vol.stores.spec import digest_of, make_spec
 from emdiffuse_vol.stores.volume import Nanometres
 
 KEY = "info"
@@ -53,20 +51,19 @@ def open_precomputed(
     array = stored[ts.d[:].translate_to[0]]
     check_array(name, array)
     size = voxel_size or voxel_size_of(array, AXES)
-    region = choose_region(name, AXES, array.shape, channel)
     first = spatial(offset, AXES)
-    spec_of = make_spec(
+    return chunked_volume(
+        url,
+        {"voxel_size": voxel_size, "level": level, "channel": channel},
         name,
-        shape=spatial(array.shape, AXES),
-        dtype=array.dtype.name,
+        array,
+        AXES,
         voxel_size=size,
         origin=(first[0] * size[0], first[1] * size[1], first[2] * size[2]) if size else (0.0, 0.0, 0.0),
-        chunk=spatial(sizes_of(array.chunk_layout.read_chunk), AXES),
         format="precomputed",
-        digest=digest_of([info, level, region]),
+        digested=[info, level],
+        chunk_name=partial(_chunk, offset),
     )
-    options = {"voxel_size": voxel_size, "level": level, "channel": channel}
-    return ChunkedVolume(url, options, spec_of, name, AXES, region, partial(_chunk, offset), array)
 
 
 def _chunk(offset: Sequence[int], cell: Sequence[int], part: Sequence[Any]) -> str:

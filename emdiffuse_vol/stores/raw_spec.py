@@ -20,14 +20,11 @@ from emdiffuse_vol.stores.chunked import (
     LARGEST_SIZE,
     ChunkedVolume,
     check_array,
-    choose_region,
+    chunked_volume,
     joined,
     open_chunked,
-    sizes_of,
-    spatial,
     voxel_size_of,
 )
-from emdiffuse_vol.stores.spec import digest_of, make_spec
 from emdiffuse_vol.stores.volume import Nanometres
 
 SCHEME = "tensorstore:"
@@ -49,18 +46,17 @@ def open_spec(url: str, *, voxel_size: Nanometres | None = None, channel: int | 
     array = opened[ts.d[:].translate_to[0]] if opened.rank else opened
     axes = _axes(name, array)
     check_array(name, array)
-    region = choose_region(name, axes, array.shape, channel)
-    spec_of = make_spec(
+    return chunked_volume(
+        url,
+        {"voxel_size": voxel_size, "channel": channel},
         name,
-        shape=spatial(array.shape, axes),
-        dtype=array.dtype.name,
+        array,
+        axes,
         voxel_size=voxel_size or voxel_size_of(array, axes),
-        chunk=spatial(sizes_of(array.chunk_layout.read_chunk), axes),
         format="tensorstore",
-        digest=digest_of([spec, region]),
+        digested=[spec],
+        chunk_name=partial(joined, "", ","),
     )
-    options = {"voxel_size": voxel_size, "channel": channel}
-    return ChunkedVolume(url, options, spec_of, name, axes, region, partial(joined, "", ","), array)
 
 
 def _read(url: str) -> tuple[str, dict[str, Any]]:

@@ -7,7 +7,6 @@ volume's. ``url`` and ``options`` open the whole volume, damaged sections includ
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,27 +17,15 @@ from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.stores.volume import Volume, VolumeSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WithoutSections:
+    """good: numbers of the sections that are left."""
+
+    url: str
+    options: dict[str, Any]
+    spec: VolumeSpec
     volume: Volume
-    damaged: tuple[int, ...]
-
-    @property
-    def url(self) -> str:
-        return self.volume.url
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return self.volume.options
-
-    @cached_property
-    def good(self) -> NDArray[np.int64]:
-        return good_sections(self.volume.spec.shape[0], self.damaged)
-
-    @cached_property
-    def spec(self) -> VolumeSpec:
-        spec = self.volume.spec
-        return replace(spec, shape=(len(self.good), *spec.shape[1:]))
+    good: NDArray[np.int64]
 
     def read(self, box: Box) -> NDArray[Any]:
         assert box in Box.of(self.spec.shape), f"box {box} is not inside shape {self.spec.shape}"
@@ -56,4 +43,8 @@ class WithoutSections:
 
 def without_sections(volume: Volume, damaged: tuple[int, ...]) -> Volume:
     """The volume itself where nothing is damaged. Raises GeometryError where fewer than 2 sections are left."""
-    return WithoutSections(volume, damaged) if damaged else volume
+    if not damaged:
+        return volume
+    spec = volume.spec
+    good = good_sections(spec.shape[0], damaged)
+    return WithoutSections(volume.url, volume.options, replace(spec, shape=(len(good), *spec.shape[1:])), volume, good)
