@@ -78,12 +78,12 @@ def grey_limits(greys: GreyMap, dtype: str) -> Limits:
 
 
 def record(
-    rng: np.random.Generator, clean: NDArray[Any], greys: GreyMap, counts: float, factor: int = 1
+    rng: np.random.Generator, clean: NDArray[Any], greys: GreyMap, counts: float, factor: int = 1, read: float = READ
 ) -> NDArray[Any]:
     """clean: stored greys [..., y, x] -> what the faster microscope would have stored, in the same data type."""
     dtype = str(clean.dtype)
     coarse = coarsen(greys.normalise(clean), factor)
-    return Codes(dtype).mean(greys.restore(expose(rng, coarse, counts, READ, grey_limits(greys, dtype))))
+    return Codes(dtype).mean(greys.restore(expose(rng, coarse, counts, read, grey_limits(greys, dtype))))
 
 
 def coarsen(clean: FloatArray, factor: int) -> FloatArray:

@@ -368,7 +368,7 @@ def card(request: Request, run: Run, name: str, scores: Row, calibration: Calibr
     if calibration and calibration.scale:
         lines += [
             "",
-            *(calibration_table(calibration) if calibration.coverage else (CALIBRATED_BLIND,)),
+            *(calibration_table(request.mode, calibration) if calibration.coverage else (CALIBRATED_BLIND,)),
         ]
     lines += [
         "",
@@ -385,11 +385,11 @@ CALIBRATED_BLIND = (
 )
 
 
-def calibration_table(calibration: Calibration) -> list[str]:
+def calibration_table(mode: str, calibration: Calibration) -> list[str]:
     return [
         "**Calibration** of the 90 % interval, fitted on one half of the held-out part and measured on the other:",
         "",
-        "| gap | scale | coverage | scatter over blocks |",
+        f"| {'gap' if mode in VOLUMES else 'factor'} | scale | coverage | scatter over blocks |",
         "|---|---|---|---|",
         *(
             f"| {gap} | {scale:.3f} | {calibration.coverage[gap]:.1%} | {calibration.scatter[gap]:.1%} |"
