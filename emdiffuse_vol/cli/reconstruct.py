@@ -34,7 +34,18 @@ def command(config: str | None, dry_run: bool, as_json: bool, retry_failed: bool
     if dry_run:
         print_plan(prepare(request).summary(), as_json)
         return
+    _advise(request)
     _run(request, retry_failed)
+
+
+def _advise(request: Any) -> None:
+    """One line where greys look like a negative's."""
+    from emdiffuse_vol.stores.opening import open_volume
+    from emdiffuse_vol.stores.suspicions import suspect_contrast
+
+    volume = open_volume(request.input, voxel_size=request.voxel_size, level=request.level, channel=request.channel)
+    for problem in () if request.invert else suspect_contrast(volume):
+        click.echo(f"Note: {problem}", err=True)
 
 
 def _run(request: Any, retry_failed: bool) -> None:

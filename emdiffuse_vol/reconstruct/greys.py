@@ -1,8 +1,9 @@
 """One affine grey map per volume, between stored greys and the networks' -1..1. Never per tile, never per block.
 
-Convention: ``low`` maps to -1, ``high`` to +1; nothing is clipped on the way in. The uncertainty is stored in the
-same array as the mean, as a linear code: greys = code * step, saturating at the largest code (uint8: 1/8 grey, 31.9
-greys).
+Convention: ``low`` maps to -1, ``high`` to +1; nothing is clipped on the way in. In negatives, whose thin structures
+are bright, ``low`` is above ``high``: networks see dark membranes, and what they say is turned back. The uncertainty is
+stored in the same array as the mean, as a linear code: greys = code * step, saturating at the largest code (uint8: 1/8
+grey, 31.9 greys).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class GreyMap:
         return (values + 1.0) * ((self.high - self.low) / 2) + self.low
 
     def restore_spread(self, spread: Floats) -> Floats:
-        return spread * ((self.high - self.low) / 2)
+        return spread * (abs(self.high - self.low) / 2)
 
 
 def dtype_greys(dtype: str) -> GreyMap:

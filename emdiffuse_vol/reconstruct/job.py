@@ -50,6 +50,7 @@ class Request:
     tile: Triple | None = None
     block: Triple | None = None
     shard: Triple | None = None
+    invert: bool = False
     damaged: str | None = None
     mask: str | None = None
     skip_empty: bool = True
@@ -66,7 +67,8 @@ class Request:
 @dataclass(frozen=True)
 class Job:
     """``sections``: of what is done to sections, if anything is: output pixels for one of the input, sections of
-    context, input pixels that it sees. ``first_weights``: what does it in a chain."""
+    context, input pixels that it sees. ``first_weights``: what does it in a chain. ``inverted``: what is bright becomes
+    dark before a network sees it, and bright again after."""
 
     input: str
     input_options: dict[str, Any]
@@ -98,6 +100,7 @@ class Job:
     first_weights: str | None = None
     first_weights_sha256: str | None = None
     sections: Triple | None = None
+    inverted: bool = False
     version: str = __version__
 
     @staticmethod
@@ -135,7 +138,8 @@ class Job:
 
     @property
     def grey_map(self) -> GreyMap:
-        return GreyMap(*self.greys)
+        low, high = self.greys
+        return GreyMap(high, low) if self.inverted else GreyMap(low, high)
 
     @cached_property
     def key(self) -> str:

@@ -206,7 +206,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
             "input_sections": job.input_shape[0],
             "block": plan.block,
         },
-        "greys": {"low": job.greys[0], "high": job.greys[1]},
+        "greys": {"low": job.greys[0], "high": job.greys[1], "inverted": job.inverted},
         "uncertainty": {
             "channel": 1,
             "step": codes.step,

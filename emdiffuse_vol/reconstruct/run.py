@@ -153,6 +153,8 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
         raise ConfigError(f"sampler {request.sampler!r} is unknown; choose one of {', '.join([*SAMPLERS, *ALIASES])}")
     if request.steps < 1:
         raise ConfigError(f"steps is {request.steps}; at least 1 is needed")
+    if request.invert and request.adapt is not None:
+        raise ConfigError("--adapt fits the weights to the greys as they are; leave out --invert, or --adapt")
     executor = executor_of(request)
     if request.cluster is not None:
         request.cluster.check()
@@ -203,6 +205,7 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
         first_weights=str(first.path) if first else None,
         first_weights_sha256=first.sha256 if first else None,
         sections=stages.sections,
+        inverted=request.invert,
     )
     prepared = Prepared(request, stack, weights, first, predictor, plan, job)
     if executor == "slurm" and request.cluster:

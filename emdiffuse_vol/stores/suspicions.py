@@ -46,7 +46,18 @@ def contrast_problems(patches: Sequence[NDArray[np.float64]]) -> Iterator[str]:
     values = np.array([contrast(p) for p in patches if min(p.shape) >= SMALLEST and np.isfinite(p).all()])
     if len(values) < FEWEST or np.median(values) > BRIGHT or (share := np.mean(values < 0)) < AGREEING:
         return
-    yield f"contrast may be inverted: thin structures are bright in {share:.0%} of the sample, expected dark membranes"
+    yield (
+        f"contrast may be inverted: thin structures are bright in {share:.0%} of the sample, expected dark membranes; "
+        "if so, reconstruct with --invert"
+    )
+
+
+def suspect_contrast(volume: Volume) -> Iterator[str]:
+    """The same from a few patches in the middle of the volume: a quick look."""
+    greys = [volume.read(box).astype(np.float64) for box in _places(volume.spec)]
+    patches = [patch for part in greys for patch in part if patch.min() < patch.max()]
+    chosen = patches[:: max(1, len(patches) // (2 * PLACES))]
+    yield from contrast_problems(chosen)
 
 
 def axis_problems(volume: Volume) -> Iterator[str]:
