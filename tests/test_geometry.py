@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from emdiffuse_vol.errors import GeometryError
 from emdiffuse_vol.geometry.axial import AxialGrid, exact_ratio, parse_factor
-from emdiffuse_vol.geometry.boxes import Box, cell_box, cells_meeting, grid_shape, reflect
+from emdiffuse_vol.geometry.boxes import Box, Triple, cell_box, cells_meeting, grid_shape, reflect
 from emdiffuse_vol.geometry.tiles import Tiling, ramp_window
 from emdiffuse_vol.modes import isotropic_mode
 from emdiffuse_vol.reconstruct.plan import default_shard, plan_blocks
@@ -238,3 +238,9 @@ def test_region_outside_the_input_is_refused() -> None:
     mode = isotropic_mode((5, 90, 90), (40, 8, 8))
     with pytest.raises(GeometryError, match="not inside the input, which is 0:5,0:90,0:90"):
         mode.region(Box((0, 0, 0), (5, 91, 90)))
+
+
+@pytest.mark.parametrize(("tile", "block"), [((64, 128, 192), (64, 128, 192)), ((16, 96, 64), (64, 64, 64))])
+def test_blocks_hold_the_tiles_that_are_larger_than_a_shard(tile: Triple, block: Triple) -> None:
+    mode = isotropic_mode((15, 300, 300), (50, 10, 10))
+    assert plan_blocks(mode, mode.region(None), Tiling(tile, (4, 32, 32)), None, (64, 64, 64)).block == block

@@ -31,6 +31,7 @@ COMMANDS = {
     "models": "List, show, import and check weights.",
     "register": "Bring images or stacks onto each other, or straighten the drift of one.",
     "train": "Train a network on volumes or pairs of your own.",
+    "tune": "Find what is fastest on this machine.",
     "evaluate": "Score a reconstruction against a truth volume.",
     "doctor": "Say what is installed, what is here, and how to get what is missing.",
     "completion": "Print what a shell needs to complete commands and options.",

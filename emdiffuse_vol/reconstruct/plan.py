@@ -109,13 +109,20 @@ def plan_blocks(
             f"shard {_text(shard)} is not a multiple of the chunk {_text(CHUNK)}; "
             f"use --shard {_text(_round_up(shard, CHUNK))}"
         )
-    block = block or shard
+    # A tile larger than a shard would be computed again for each of them.
+    block = block or _holding(shard, tiling.core)
     if any(b < 1 or b % s for b, s in zip(block, shard, strict=True)):
         raise GeometryError(
             f"block {_text(block)} is not a multiple of the shard {_text(shard)}; "
             f"use --block {_text(_round_up(block, shard))}"
         )
     return Plan(mode, region, tiling, block, shard, CHUNK)
+
+
+def _holding(shard: Triple, tile: Triple) -> Triple:
+    """Whole shards that hold whole tiles, along axes on which a tile is made of whole shards."""
+    z, y, x = (t if t % s == 0 else s for s, t in zip(shard, tile, strict=True))
+    return z, y, x
 
 
 def _round_up(size: Triple, cell: Triple) -> Triple:

@@ -23,6 +23,7 @@ from emdiffuse_vol.errors import ConfigError, OutputError
 from emdiffuse_vol.executors import AHEAD, EXECUTORS, Executor, visible_gpus
 from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.models.checkpoints import Weights
+from emdiffuse_vol.models.slab import SlabNet
 from emdiffuse_vol.modes import check_mode
 from emdiffuse_vol.modes.mode import to_input
 from emdiffuse_vol.reconstruct.device import Device, choose_device
@@ -37,6 +38,7 @@ from emdiffuse_vol.reconstruct.predict import Predictor
 from emdiffuse_vol.reconstruct.predictors import Sampling, build_predictor, span_scales
 from emdiffuse_vol.reconstruct.source import resolve_damaged
 from emdiffuse_vol.reconstruct.stages import choose_stages
+from emdiffuse_vol.reconstruct.tuning import settle
 from emdiffuse_vol.stores.kvstore import is_remote
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.sections import without_sections
@@ -164,6 +166,8 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
     stages = choose_stages(request, spec, damaged)
     mode, weights, first = stages.mode, stages.weights, stages.first
     region = mode.region(None if request.roi is None else parse_roi(request.roi))
+    if executor == "local" and isinstance(weights.net, SlabNet) and first is None:
+        request = settle(request, weights)
     device, here = choose_devices(request, executor, stages.exact)
     sampling = Sampling(request.members, request.seed, sampler, request.steps, request.tile)
     predictor = build_predictor(weights, first, mode, sampling, here)
