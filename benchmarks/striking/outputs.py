@@ -54,6 +54,7 @@ def look_at(out: Path) -> State:
         for index in (i for i in range(len(ledger)) if ledger.state.ravel()[i] in FINISHED):
             if checksum(read_block(out, *place_of(job, stage, index))) != sums[index]:
                 state.wrong.append(f"{stage.name} {index}")
+    return state
 
 
 def cannot_open(out: Path) -> str:
