@@ -25,7 +25,7 @@ def test_json_says_what_is_here() -> None:
     assert 1 <= found["cores"]["usable"] <= found["cores"]["machine"]
     assert 0 < found["memory"]["available"] <= found["memory"]["total"]
     assert found["disk"]["writable"] and found["disk"]["free"] > 0
-    assert set(found["extras"]) == {"view", "slurm", "train"}
+    assert set(found["extras"]) == {"view", "raft", "slurm", "train"}
 
 
 def test_what_is_missing_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

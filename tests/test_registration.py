@@ -108,6 +108,15 @@ def test_an_overview_is_of_means_and_read_in_bands(monkeypatch: pytest.MonkeyPat
     assert np.allclose(Binned(image, 3)[2:5, 4:9], expected[2:5, 4:9])
 
 
+def test_large_images_are_registered_from_their_overviews(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "OVERVIEW", 120)
+    moving = smooth_volume((1, SIDE + 2 * MARGIN, SIDE + 2 * MARGIN))[0].astype(np.float32)
+    places = transformed(turned(4, 1, (3, -5)), places_of((SIDE, SIDE))) + MARGIN
+    fixed = ndimage.map_coordinates(moving, places, order=3)
+    found = register(fixed, moving, Settings("rigid", flow="none"), None)
+    assert np.hypot(*(found.warp(places_of((SIDE, SIDE))) - places)).max() < 0.5 and not found.failures
+
+
 def test_cells_that_reach_outside_are_not_covered() -> None:
     shift = np.eye(3)
     shift[:2, 2] = -9.5, 0
@@ -235,6 +244,16 @@ def test_settings_that_say_nothing_end_in_one_line(tmp_path: Path, arguments, me
     out = tmp_path / "p.zarr"
     found = CliRunner().invoke(main, ["register", str(moving), str(fixed), "--out", str(out), *arguments])
     assert found.exit_code == 1 and message in found.output and not out.exists()
+
+
+def test_a_stack_of_sections_that_have_nothing_in_common_is_refused(tmp_path: Path) -> None:
+    stack = np.concatenate([smooth_volume((1, 90, 90), seed) for seed in (0, 0, 1)])
+    path, out = str(write_volume(tmp_path / "s.zarr", stack, (10, 10, 10))), tmp_path / "a.zarr"
+    refused = CliRunner().invoke(main, ["register", path, "--stack", "--out", str(out)])
+    assert refused.exit_code == 1 and not list(tmp_path.glob("*a.zarr*"))
+    assert "cannot be aligned: 1 of 3 sections failed, the first of them section 2: agreeing" in refused.output
+    nonsense = CliRunner().invoke(main, ["register", path, "--stack", "--out", str(out), "--window", "0"])
+    assert nonsense.exit_code == 1 and "window is 0 sections" in nonsense.output
 
 
 def test_volumes_that_cannot_be_a_pair_are_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emdiffuse_vol import __version__
 from emdiffuse_vol.errors import InputError
 from emdiffuse_vol.geometry.boxes import Box, cell_box, cells_meeting
 from emdiffuse_vol.registration.warps import STRIDE, Floats, Matrix, Warp, cell_shape, places_of, sample
@@ -208,7 +209,8 @@ def make(
         raise
     image = kept.folder / "image"
     if not image.exists():
-        provenance = {"registration": settings, "registered": _summary(kept.records)}
+        software = {"emdiffuse_vol": __version__}
+        provenance = {"software": software, "registration": settings, "registered": _summary(kept.records)}
         warped = Warped(moving, spec, lru_cache(4)(kept.warp))
         convert(warped, image, chunk=(min(64, spec.shape[0]), 64, 64), provenance=provenance)
     for name in ("flow", "confidence", "sections.jsonl"):

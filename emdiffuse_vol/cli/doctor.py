@@ -11,6 +11,7 @@ PACKAGES = ("torch", "numpy", "tensorstore", "zarr", "dask", "distributed", "num
 # What an extra is for, and packages that come with it.
 EXTRAS = {
     "view": ("emdvol view and report", ("matplotlib", "neuroglancer")),
+    "raft": ("emdvol register --flow raft", ("torchvision",)),
     "slurm": ("runs on SLURM through dask", ("dask-jobqueue",)),
     "train": ("curves of a training in TensorBoard", ("tensorboard",)),
 }

@@ -43,9 +43,7 @@ def command(
 
     `emdvol train --pair PAIR.zarr FIXED` learns from the result.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from emdiffuse_vol.cli.progress import counting
     from emdiffuse_vol.errors import ConfigError
 
     if stack == (fixed is not None):
@@ -57,12 +55,7 @@ def command(
     ways = {"by": options.pop("by"), "flow": options.pop("flow"), "weights": options.pop("flow_weights")}
     ways = {name: value for name, value in ways.items() if value is not None}
     factor, transform = options.pop("factor"), options.pop("transform")
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("Registering", total=None)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
+    with counting("Registering sections") as progress:
         if fixed is None:
             from emdiffuse_vol.alignment.stacks import WINDOW, align_stack
             from emdiffuse_vol.stores.opening import open_volume
@@ -70,7 +63,8 @@ def command(
             if ways or factor or picture:
                 raise ConfigError("--by, --flow, --flow-weights, --factor and --picture are of pairs; leave them out")
             source = open_volume(moving, voxel_size=voxel_size)
-            records = align_stack(source, out, transform or "rigid", window or WINDOW, progress=progress, **options)
+            window = WINDOW if window is None else window
+            records = align_stack(source, out, transform or "rigid", window, progress=progress, **options)
         else:
             from emdiffuse_vol.alignment.pairs import open_pair_to_register, register_pair
             from emdiffuse_vol.registration.pairs import Settings
