@@ -3,13 +3,14 @@
     python benchmarks/memory.py benchmarks/results/memory.json
 
 Input is the procedural phantom. Each run is a process of its own, whose peak resident size the operating system
-reports.
+reports. The last one may not have more than 2 GB of memory to write to, as on a host that has no more.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -21,17 +22,22 @@ from emdiffuse_vol.reconstruct.run import prepare
 from emdiffuse_vol.stores.convert import convert
 from emdiffuse_vol.stores.phantom import PhantomVolume
 
+HOST, HOST_BYTES = "in 2 GB", 2_000_000_000
 # Small tiles and shards, so that there are 4 and 16 blocks to go through in two minutes; and the default ones, once.
 SMALL = {"tile": (64, 128, 128), "shard": (64, 128, 128)}
 RUNS: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "1x": ((26, 128, 256), SMALL),
     "4x": ((51, 256, 256), SMALL),
     "default tile": ((13, 256, 256), {}),
+    HOST: ((13, 256, 256), {}),
 }
 
 
 def main(result: Path) -> None:
-    rows = {name: measure(shape, settings) for name, (shape, settings) in RUNS.items()}
+    rows = {
+        name: measure(shape, settings, HOST_BYTES if name == HOST else resource.RLIM_INFINITY)
+        for name, (shape, settings) in RUNS.items()
+    }
     report = {
         "made_by": "benchmarks/memory.py",
         "machine": platform.machine(),
@@ -43,7 +49,7 @@ def main(result: Path) -> None:
     print(json.dumps(report, indent=2))
 
 
-def measure(shape: tuple[int, int, int], settings: dict[str, Any]) -> dict[str, Any]:
+def measure(shape: tuple[int, int, int], settings: dict[str, Any], limit: int) -> dict[str, Any]:
     url = f"phantom:{'x'.join(map(str, shape))}?voxel_size=50,10,10&seed=0"
     flags = [part for key, value in settings.items() for part in (f"--{key}", ",".join(map(str, value)))]
     with tempfile.TemporaryDirectory() as folder:
@@ -52,6 +58,7 @@ def measure(shape: tuple[int, int, int], settings: dict[str, Any]) -> dict[str, 
         plan = prepare(Request(input=stack, out=out, **settings)).summary()
         code = (
             "import resource, subprocess, sys\n"
+            f"resource.setrlimit(resource.RLIMIT_DATA, ({limit}, {limit}))\n"
             "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
             "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
         )

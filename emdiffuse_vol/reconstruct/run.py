@@ -47,7 +47,8 @@ from emdiffuse_vol.stores.volume import Volume
 logger = logging.getLogger(__name__)
 
 NONE = "none"  # an executor that runs nothing: the output is made for `emdvol work`
-BASE_BYTES = 1.2e9  # python, torch with its scratch, and the stores, before any tile; measured by benchmarks/memory.py
+# Python, torch and the stores before any tile: measured by benchmarks/memory.py; with the libraries of CUDA, a guess.
+BASE_BYTES, CUDA_BASE_BYTES = 0.4e9, 1.2e9
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,12 @@ class Prepared:
         """Peak memory of a process: it depends on tile, block and networks in it, not on the volume."""
         block = self.plan[0]
         piece, _ = next(self.plan.pieces(block.write))
-        # Sums of the mean and the members, and as much again while the spread is taken.
-        sums = 4 * piece.size * (2 * self.request.members + 5)
+        # While the spread is taken; and, where tiles are blended, sums of the mean and the members.
+        sums = 4 * piece.size * (4 + (1 + self.request.members) * self.plan.tiling.blend)
         held = np.dtype(self.volume.spec.dtype).itemsize * (block.read.size + 2 * block.write.size)
         networks = (self.request.workers or 1) if executor_of(self.request) == "local" else 1
-        return int(BASE_BYTES + networks * (self.predictor.memory() + sums) + (networks + AHEAD) * held)
+        base = BASE_BYTES if self.job.device == "cpu" else CUDA_BASE_BYTES
+        return int(base + networks * (self.predictor.memory() + sums) + (networks + AHEAD) * held)
 
     @property
     def memory_bytes(self) -> int:
