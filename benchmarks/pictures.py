@@ -18,11 +18,20 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from predictions import NM, name_of, predict, read_stack, run_network, take_sections
+from predictions import (
+    INTERPOLATIONS,
+    NM,
+    default_methods,
+    name_of,
+    predict,
+    read_stack,
+    run_network,
+    take_sections,
+)
 
 from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.metrics.spread import coverage_curve
-from emdiffuse_vol.models.checkpoints import EMBEDDED, embedded
+from emdiffuse_vol.models.checkpoints import EMBEDDED
 from emdiffuse_vol.viewing.panels import MARGIN, Panel, comparison_view, draw_panels
 from emdiffuse_vol.viewing.reliability import LEVELS, draw_reliability
 
@@ -76,7 +85,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=None, metavar="N", help="a trial: the first N voxels of each axis")
     asked = parser.parse_args()
     stack = read_stack(asked.data)[(slice(asked.crop),) * 3]
-    weights = asked.weights or list(embedded())
+    weights = asked.weights or [name for name in default_methods() if name not in INTERPOLATIONS]
     if asked.shown not in weights:
         parser.error(f"--shown {asked.shown} is not among the weights: {', '.join(weights)}")
     curves: dict[str, dict[str, np.ndarray]] = {name_of(name): {} for name in weights}

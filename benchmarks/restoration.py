@@ -4,9 +4,9 @@
         --pairs DATA/emdiffuse_pairs
 
 The first ``--sections`` sections are recorded again after three shorter dwell times (``training.degrade``: Poisson
-counts and an amplifier's noise, stored as uint8), and for a factor of 2 with pixels twice as large, without and with such
-noise. Networks run through the engine that a user runs, default settings. What is scored against the sections as they
-were:
+counts and an amplifier's noise, stored as uint8), and for a factor of 2 with pixels twice as large, without and with
+such noise. Networks run through the engine that a user runs, default settings. What is scored against the sections as
+they were:
 
     psnr, ssim, fsim, lpips    the mean (255 = full range; the last two on ``PLANES`` sections, evenly spread)
     resolution_px              1 / the frequency at which the Fourier ring correlation with the truth falls below 1/7
@@ -19,7 +19,7 @@ them: its implementation is licensed for non-commercial use alone.
 
 ``--pairs``: two real pairs of fast and slow scans of mouse brain. The slow scan is noisy too, and the pairs were
 registered by interpolation, so their noise is smooth, unlike any that the weights know. Each pair is also what the
-weights are tuned on (``configs/transfer-emdiffuse-n.json``) to restore the other one: before and after.
+weights are tuned on, as `emdvol train --from emdiffuse-n-fast --pair` does, to restore the other one: before and after.
 """
 
 from __future__ import annotations
@@ -60,7 +60,6 @@ from emdiffuse_vol.training.train import train
 
 PLANES = 8
 NM = 10.0
-CONFIGS = Path(__file__).parents[1] / "configs"
 DENOISERS = {"emdiffuse-n-fast": "EMDiffuse-n", "fastscan-s-fast": "FastScan-s", "fastscan-ss-fast": "FastScan-ss"}
 COARSE = {"none": None, "mild": COUNTS["mild"], "moderate": COUNTS["moderate"]}
 
@@ -183,9 +182,9 @@ def real_pairs(folder: Path, weights: str, minutes: float) -> dict[str, Any]:
         row = {"input": reference.score(noisy)}
         row |= {name: reference.score(image) for name, image in classical(noisy, slow).items()}
         with tempfile.TemporaryDirectory() as out:
-            asked = {"pairs": [{"condition": str(other), "target": str(partner(other))}], "start_from": weights}
-            config = str(CONFIGS / "transfer-emdiffuse-n.json")
-            tuned = str(train(load_training(config, asked | {"out": out, "name": "tuned", "minutes": minutes})))
+            pair = {"condition": str(other), "target": str(partner(other))}
+            asked = {"start_from": weights, "pairs": [pair], "minutes": minutes, "out": out, "name": "tuned"}
+            tuned = str(train(load_training(None, asked)))
             for name, file in (("before tuning", weights), ("tuned on the other pair", tuned)):
                 mean, uncertainty, _ = restored(noisy, "EMDiffuse-n", file)
                 row[name] = reference.score(mean, uncertainty)

@@ -251,11 +251,12 @@ def test_one_pair_tunes_weights_from_the_command_line(tmp_path: Path, volume: st
     noisy = record(np.random.default_rng(0), clean, GreyMap(60, 200), 40)
     for name, image in (("clean", clean), ("noisy", noisy)):
         tifffile.imwrite(tmp_path / f"{name}.tif", image)
-    (tmp_path / "tune.json").write_text(json.dumps(config(tmp_path, mode="EMDiffuse-n", out=str(tmp_path / "tuned"))))
-    command = ["train", str(tmp_path / "tune.json"), "--from", str(base), "--pair"]
-    command += [str(tmp_path / "noisy.tif"), str(tmp_path / "clean.tif")]
+    pair = [str(tmp_path / "noisy.tif"), str(tmp_path / "clean.tif")]
+    command = ["train", "--from", str(base), "--pair", *pair, "--minutes", "0.001", "--out", str(tmp_path / "tuned")]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
+    nothing = CliRunner().invoke(main, ["train", "--pair", *pair])
+    assert nothing.exit_code == 1 and "there is nothing to train; give a configuration file" in nothing.output
     tuned = load_weights(str(tmp_path / "tuned" / "tuned.safetensors"))
     before = load_weights(str(base)).net.state_dict()
     assert any(not torch.equal(value, before[key]) for key, value in tuned.net.state_dict().items())

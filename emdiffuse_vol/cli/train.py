@@ -9,7 +9,7 @@ import click
 
 
 @click.command()
-@click.argument("config")
+@click.argument("config", required=False)
 @click.option("--out", help="Folder of the run; the same command again continues it.")
 @click.option("--name", help="Name of the weights.  [default: that of the folder]")
 @click.option("--from", "start_from", metavar="WEIGHTS", help="Name or file of weights to begin with.")
@@ -18,8 +18,9 @@ import click
 @click.option("--minutes", type=float, help="Time to spend, instead of a number of steps.")
 @click.option("--seed", type=int, help="Of everything drawn.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
-def command(config: str, pair: tuple[str, str] | None, **flags: Any) -> None:
-    """Train a network as the JSON file CONFIG says. Under `torchrun` it trains on several devices."""
+def command(config: str | None, pair: tuple[str, str] | None, **flags: Any) -> None:
+    """Train a network as the JSON file CONFIG says; without one, tune the weights of --from on a --pair, for minutes.
+    Under `torchrun` it trains on several devices."""
     from emdiffuse_vol.config import load_training
 
     if pair:

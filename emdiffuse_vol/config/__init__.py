@@ -28,18 +28,39 @@ def load_request(file: str | None, flags: dict[str, Any]) -> Request:
     return _validated(Request, settings)
 
 
-def load_training(file: str, flags: dict[str, Any]) -> TrainRequest:
-    """Settings of a JSON file, overridden by ``flags``: those of ``fit`` are flags too. Relative paths of data are
-    relative to the current folder, as on a command line."""
+# A short run from good weights: a lower rate, spread and mean together from the start.
+TUNING: dict[str, Any] = {
+    "minutes": 3,
+    "learning_rate": 5e-4,
+    "warmup": 20,
+    "decay": 0.5,
+    "members_from": 0,
+    "ema": 0.99,
+}
+
+
+def load_training(file: str | None, flags: dict[str, Any]) -> TrainRequest:
+    """Settings of a JSON file, overridden by ``flags``: those of ``fit`` are flags too. Without a file the weights that
+    ``start_from`` names are tuned. Relative paths of data are relative to the current folder, as on a command line."""
     from emdiffuse_vol.training.train import Request as TrainRequest
 
-    settings = read_json(file)
+    settings = read_json(file) if file else tuning(flags.get("start_from"))
     given = {key: value for key, value in flags.items() if value is not None}
     of_fit = {key: given.pop(key) for key in ("steps", "minutes", "seed") if key in given}
     settings |= given
     if of_fit and isinstance(settings.setdefault("fit", {}), dict):
         settings["fit"] |= of_fit
     return _validated(TrainRequest, settings)
+
+
+def tuning(start_from: str | None) -> dict[str, Any]:
+    """What to train where weights are to be tuned on what they have not seen. Raises ConfigError and WeightsError."""
+    from emdiffuse_vol.models import registry
+
+    if start_from is None:
+        raise ConfigError("there is nothing to train; give a configuration file, or --from weights and a --pair")
+    facts = registry.read_header(registry.find(start_from)).facts
+    return {"mode": facts["modes"][0], "factor": facts.get("factor", 1), "batch": 8, "patch": 96, "fit": TUNING.copy()}
 
 
 def _validated(kind: type[T], settings: dict[str, Any]) -> T:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from emdiffuse_vol.training.train import Request
 
 RANGE = 2.0  # of normalised greys
-CONSISTENCY = 1.0  # weight of the term that keeps cells and whole sections in step
+CONSISTENCY = 4.0  # weight of the term that keeps a pixel's place, which its neighbour as a target does not
 FLOOR = 1e-5  # of an error whose logarithm is taken
 BATCH = 4  # windows computed at a time where no gradient is asked for
 
