@@ -1,7 +1,8 @@
-"""Greys that networks do not expect are turned before them and back after them: negatives."""
+"""Greys that networks do not expect are mended before them and back after them: negatives, uneven sections."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from volumes import run, small_request, smooth_volume, write_volume, write_weigh
 
 from emdiffuse_vol.cli.main import main
 from emdiffuse_vol.errors import ConfigError
+from emdiffuse_vol.reconstruct.greys import SectionMap, measure_sections
 from emdiffuse_vol.reconstruct.run import prepare
 from emdiffuse_vol.stores.metadata import read_attributes
 
@@ -53,3 +55,57 @@ def test_a_negative_is_noticed_and_said_in_one_line(tmp_path: Path) -> None:
         assert shown.exit_code == 0, shown.output
         lines = [line for line in shown.stderr.splitlines() if "contrast may be inverted" in line]
         assert len(lines) == noted and all("--invert" in line for line in lines)
+
+
+def uneven(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Contrast and brightness of sections, far from their neighbours'."""
+    rng = np.random.default_rng(1)
+    return rng.uniform(0.7, 1.3, count)[:, None, None], rng.uniform(-25, 25, count)[:, None, None]
+
+
+def test_sections_are_brought_to_the_trend_of_their_neighbours() -> None:
+    greys = smooth_volume((30, 80, 90), dtype="float32")
+    ramp = np.linspace(0, 60, 30)[:, None, None]  # a slow change is no fault of sections
+    contrast, brightness = uneven(30)
+    spoilt = (greys * contrast + brightness + ramp).astype(np.float32)
+    found = measure_sections(spoilt.shape, lambda box: spoilt[box.slices()])
+    even = found.even(spoilt, 0)
+    before, after = (np.abs(np.diff(v.mean((1, 2)))).mean() for v in (spoilt, even))
+    assert after < before / 5
+    assert np.polyfit(np.arange(30), even.mean((1, 2)), 1)[0] == pytest.approx(60 / 29, rel=0.3)
+    np.testing.assert_allclose(found.even(spoilt[1:4][::-1], -3), even[1:4][::-1])  # mirrored at the end of the stack
+    still = np.zeros(30, np.float32)
+    np.testing.assert_allclose(found.undo(even, np.arange(30), still), spoilt, atol=1e-3)
+    np.testing.assert_array_equal(SectionMap().even(spoilt, 0), spoilt)
+
+
+def test_uneven_sections_are_evened_for_the_network_alone(tmp_path: Path) -> None:
+    """The same section again and again, spoilt: between two of them lies what would lie there without, in greys half
+    way; whatever the blocks."""
+    one = smooth_volume((1, 24, 70), dtype="float32")
+    contrast, brightness = uneven(5)
+    plain, spoilt = np.repeat(one, 5, axis=0), (one * contrast + brightness).astype(np.float32)
+    made = {}
+    for name, greys, settings in (
+        ("plain", plain, {}),
+        ("even", spoilt, {"even_sections": True}),
+        ("blocks", spoilt, {"even_sections": True, "block": (64, 64, 128)}),
+    ):
+        request = small_request(tmp_path, input=stack(tmp_path, greys, f"in-{name}"), out=f"{tmp_path}/{name}.zarr")
+        made[name] = run(replace(request, tile=(32, 32, 64), members=2, **settings))
+    np.testing.assert_array_equal(made["even"], made["blocks"])
+    mean, spread = made["even"]
+    np.testing.assert_array_equal(mean[::5], spoilt)
+    job = read_attributes(tmp_path / "even.zarr")["emdvol"]["job"]
+    found = SectionMap(*map(tuple, job["section_greys"]))
+    again = found.even(spoilt, 0)
+    np.testing.assert_allclose(again, np.broadcast_to(again[:1], again.shape), atol=1e-2)
+    assert np.ptp(found.gains) > 0.2
+    scale = again[0].std() / one.std()  # what the network sees is the plain stack, but for one affine map of all of it
+    shift = again[0].mean() - scale * one.mean()
+    place = np.arange(21) / 5
+    gain, offset = (np.interp(place, np.arange(5), values)[:, None, None] for values in (found.gains, found.offsets))
+    plain_mean, plain_spread = made["plain"]
+    np.testing.assert_allclose(mean, (scale * plain_mean + shift - offset) / gain, atol=0.05)
+    np.testing.assert_allclose(spread, scale * plain_spread / gain, atol=0.05)
+    assert spread.max() > 1

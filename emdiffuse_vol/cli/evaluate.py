@@ -148,7 +148,7 @@ def _without_truth(reconstruction: str) -> dict[str, Any]:
     job, mean = output.job(), open_volume(reconstruction, channel=0)
     scores: dict[str, Any] = {"sealed": output.sealed, **texture(mean), "seams": seams(mean, job.block)}
     settings = {"weights": job.weights, "mode": job.mode, "members": job.members, "seed": job.seed}
-    settings |= {"invert": job.inverted}
+    settings |= {"invert": job.inverted, "even_sections": bool(job.section_greys[0])}
     if job.sampler != "one-pass":
         settings |= {"sampler": job.sampler, "steps": job.steps}
     try:

@@ -76,6 +76,7 @@ SETTINGS = (
     click.option("--channel", type=int, help="Channel of an input that has several."),
     click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Region of the input to reconstruct, in its voxels."),
     click.option("--invert", is_flag=True, default=None, help="Thin structures are bright in INPUT, as in negatives."),
+    click.option("--even-sections", is_flag=True, default=None, help="Even out brightness and contrast of sections."),
     click.option("--damaged", metavar="LIST", help="Sections to bridge from their neighbours: 17,42-44, or detect."),
     click.option("--mask", metavar="VOLUME", help="Volume that is 0 outside tissue; what lies there is skipped."),
     click.option(

@@ -20,7 +20,7 @@ from emdiffuse_vol.geometry.boxes import Box, Triple
 from emdiffuse_vol.geometry.tiles import Tiling
 from emdiffuse_vol.modes import Chain, Isotropic, Mode, SectionWise
 from emdiffuse_vol.modes.mode import finer_shape
-from emdiffuse_vol.reconstruct.greys import GreyMap
+from emdiffuse_vol.reconstruct.greys import GreyMap, SectionMap
 from emdiffuse_vol.reconstruct.plan import Plan, plan_blocks
 
 
@@ -51,6 +51,7 @@ class Request:
     block: Triple | None = None
     shard: Triple | None = None
     invert: bool = False
+    even_sections: bool = False
     damaged: str | None = None
     mask: str | None = None
     skip_empty: bool = True
@@ -68,7 +69,7 @@ class Request:
 class Job:
     """``sections``: of what is done to sections, if anything is: output pixels for one of the input, sections of
     context, input pixels that it sees. ``first_weights``: what does it in a chain. ``inverted``: what is bright becomes
-    dark before a network sees it, and bright again after."""
+    dark before a network sees it, and bright again after. ``section_greys``: gains and offsets of a SectionMap."""
 
     input: str
     input_options: dict[str, Any]
@@ -101,6 +102,7 @@ class Job:
     first_weights_sha256: str | None = None
     sections: Triple | None = None
     inverted: bool = False
+    section_greys: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     version: str = __version__
 
     @staticmethod
@@ -140,6 +142,10 @@ class Job:
     def grey_map(self) -> GreyMap:
         low, high = self.greys
         return GreyMap(high, low) if self.inverted else GreyMap(low, high)
+
+    @cached_property
+    def section_map(self) -> SectionMap:
+        return SectionMap(*self.section_greys)
 
     @cached_property
     def key(self) -> str:

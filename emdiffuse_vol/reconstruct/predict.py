@@ -26,7 +26,7 @@ from torch import Tensor
 from emdiffuse_vol.errors import BlockError
 from emdiffuse_vol.geometry.boxes import Box, Triple, cell_box, cells_meeting
 from emdiffuse_vol.geometry.tiles import Tiling
-from emdiffuse_vol.reconstruct.greys import Codes, FloatArray, GreyMap
+from emdiffuse_vol.reconstruct.greys import Codes, FloatArray, GreyMap, SectionMap
 from emdiffuse_vol.reconstruct.plan import Block, Plan
 
 # Normalised greys by which tissue differs from other tissue, root mean square: 0.73 in FIB-25, 0.69 in the VNC stack,
@@ -35,6 +35,9 @@ UNKNOWN = 0.7
 
 # How PyTorch and the libraries below it say on the CPU, or outside its allocator, what OutOfMemoryError says elsewhere.
 NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "could not create a memory")
+
+
+NOT_EVENED = SectionMap()
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def predict_block(
     greys: GreyMap,
     scale: float | Mapping[int, float],
     fills: Mapping[Triple, float] | None = None,
+    evening: SectionMap = NOT_EVENED,
 ) -> NDArray[Any]:
     """-> [2, z, y, x], mean and uncertainty as stored, of ``block.write``.
 
@@ -93,7 +97,7 @@ def predict_block(
     result = np.empty((2, *block.write.shape), sections.dtype)
 
     def make(tile: Triple) -> Tile:
-        return _tile(plan, tile, sections, block.read, greys)
+        return _tile(plan, tile, sections, block.read, greys, evening)
 
     for piece, tiles in plan.pieces(block.write):
         part = result[(slice(None), *piece.slices(block.write.start))]
@@ -104,8 +108,9 @@ def predict_block(
             except BlockError as error:
                 raise BlockError(f"block {block.index} ({block.write}): {error}") from None
             spread = _uncertainty(plan, piece, mean, members, predictor, scale)
-            part[0] = codes.mean(greys.restore(mean)).cpu().numpy()
-            part[1] = codes.uncertainty(greys.restore_spread(spread)).cpu().numpy()
+            place = plan.mode.axial.locate(np.arange(piece.start[0], piece.stop[0]))
+            part[0] = codes.mean(evening.undo(greys.restore(mean), *place)).cpu().numpy()
+            part[1] = codes.uncertainty(evening.undo_spread(greys.restore_spread(spread), *place)).cpu().numpy()
             _copy_sections(plan, piece, sections, block.read, part)
         _fill_empty(plan, piece, fills, part)
     return result
@@ -204,11 +209,12 @@ def _uncertainty(
     return spread
 
 
-def _tile(plan: Plan, index: Triple, sections: NDArray[Any], read: Box, greys: GreyMap) -> Tile:
+def _tile(plan: Plan, index: Triple, sections: NDArray[Any], read: Box, greys: GreyMap, evening: SectionMap) -> Tile:
     box = plan.tiling.input_box(index)
     needed = plan.mode.read_box(box)
     below, t = plan.mode.axial.locate(np.arange(box.start[0], box.stop[0]))
-    greys_of_tile = np.ascontiguousarray(greys.normalise(sections[needed.slices(read.start)]))
+    even = evening.even(sections[needed.slices(read.start)], needed.start[0])
+    greys_of_tile = np.ascontiguousarray(greys.normalise(even))
     return Tile(box, greys_of_tile, below - needed.start[0], t)
 
 

@@ -30,7 +30,7 @@ from emdiffuse_vol.reconstruct.device import Device, choose_device
 from emdiffuse_vol.reconstruct.empty import describe_empty
 from emdiffuse_vol.reconstruct.engine import Notify, complete
 from emdiffuse_vol.reconstruct.estimate import traffic
-from emdiffuse_vol.reconstruct.greys import dtype_greys, measure_greys
+from emdiffuse_vol.reconstruct.greys import SectionMap, dtype_greys, measure_greys, measure_sections
 from emdiffuse_vol.reconstruct.job import Job, Request
 from emdiffuse_vol.reconstruct.output import Output
 from emdiffuse_vol.reconstruct.plan import Plan, plan_blocks
@@ -177,6 +177,9 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
         logger.warning("--steps %d of sampler %s: %s", request.steps, request.sampler, misfit)
     plan = plan_blocks(mode, region, predictor.tiling, request.block, request.shard)
     greys, sample = measure_greys(stack.spec.shape, stack.read)
+    even = measure_sections(stack.spec.shape, stack.read) if request.even_sections else SectionMap()
+    if request.even_sections:
+        greys, _ = measure_greys(stack.spec.shape, lambda box: even.even(stack.read(box), box.start[0]))
     if weights.metadata.get("greys") == "dtype":
         greys = dtype_greys(spec.dtype)
     scales = span_scales(weights, mode, request.members)
@@ -212,6 +215,7 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
         first_weights_sha256=first.sha256 if first else None,
         sections=stages.sections,
         inverted=request.invert,
+        section_greys=(even.gains, even.offsets),
     )
     prepared = Prepared(request, stack, weights, first, predictor, plan, job)
     if executor == "slurm" and request.cluster:

@@ -63,7 +63,7 @@ class Context:
         check_finite(sections, block.read)
         fills = self.emptiness.fills(block, sections)
         predicted = self.networks.submit(
-            predict_block, self.plan, block, self.predictor, sections, job.grey_map, job.scales, fills
+            predict_block, self.plan, block, self.predictor, sections, job.grey_map, job.scales, fills, job.section_map
         )
         return predicted.result()
 
