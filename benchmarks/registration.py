@@ -37,7 +37,12 @@ from emdiffuse_vol.viewing.registration import draw_registration
 
 SIDE, MARGIN = 210, 20  # of fixed images, inside sections of 250
 READ = 3.0  # greys: the detector's noise
-DWELLS = {"slow": (4, 4), "8 times faster": (4, 0.5), "fast": (1, 0.25), "beyond use": (0.5, 0.08)}  # counts per grey
+DWELLS = {
+    "slow": (4.0, 4.0),
+    "8 times faster": (4.0, 0.5),
+    "fast": (1.0, 0.25),
+    "beyond use": (0.5, 0.08),
+}  # counts per grey
 OTHER_FLOWS = [("rigid 7 degrees", "fast"), ("elastic 8 px, smooth 30", "fast")]  # measured for all flows
 SEEDS = 1  # sections for every row
 UNRELATED = 8
@@ -235,17 +240,22 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("result", type=Path)
     parser.add_argument("--pictures", type=Path, help="folder for pictures of the real pairs")
+    parser.add_argument("--only", nargs="+", help="drift, refused, pairs, sweep; what OUT.json says of others stays")
     parser.add_argument("--example", type=Path, help="PNG of one pair of the sweep, and nothing else")
     asked = parser.parse_args()
     stack = read_stack(asked.data / "fib25_train")
     if asked.example:
         return example(stack, asked.example)
-    written = heading("registration.py", asked.data / "fib25_train") | {"flow_passes": PASSES}
-    written["drift"] = drift(stack)
-    print(rounded(written["drift"]), flush=True)
-    written["refused"] = refused(stack)
-    written["pairs"] = real_pairs(asked.data / "emdiffuse_pairs", asked.pictures)
-    written |= sweep(stack)
+    kept = json.loads(asked.result.read_text()) if asked.only else {}
+    written = kept | heading("registration.py", asked.data / "fib25_train") | {"flow_passes": PASSES}
+    parts = {
+        "drift": lambda: {"drift": drift(stack)},
+        "refused": lambda: {"refused": refused(stack)},
+        "pairs": lambda: {"pairs": real_pairs(asked.data / "emdiffuse_pairs", asked.pictures)},
+        "sweep": lambda: sweep(stack),
+    }
+    for name in asked.only or parts:
+        written |= parts[name]()
     asked.result.write_text(json.dumps(rounded(written), indent=1) + "\n")
 
 
