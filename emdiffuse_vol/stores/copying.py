@@ -29,8 +29,8 @@ from emdiffuse_vol.geometry.boxes import Box, Triple, cell_box, cells_meeting, g
 from emdiffuse_vol.stores.image import coarsen, finish
 from emdiffuse_vol.stores.volume import Volume
 
-# Read at once, by all threads together: neighbouring units along x, since strips of a TIFF span the width and are
-# decoded whole.
+# Read at once, by all threads together, where chunks are wider than units, as strips of a TIFF, which span the width
+# and are decoded whole: neighbouring units along x. Elsewhere a band is one unit.
 BAND_BYTES = 256 << 20
 WORKERS = min(4, os.cpu_count() or 1)
 
@@ -115,7 +115,8 @@ def fill(volume: Volume, target: Target, journal: Journal, progress: Callable[[i
         unit = target.unit(level)
         read = volume.read if level == 0 else partial(coarsen, target.reader(level - 1))
         # Means need no wide bands: every finer voxel is read once, in whole chunks.
-        bands = partial(_bands, shape, unit, BAND_BYTES // WORKERS // itemsize if level == 0 else 0)
+        wide = level == 0 and (volume.spec.chunk is None or volume.spec.chunk[2] > unit[2])
+        bands = partial(_bands, shape, unit, BAND_BYTES // WORKERS // itemsize if wide else 0)
         for band in islice(bands(), journal.bands[level]):
             done += prod(grid_shape(band.shape, unit))
         for cells in _copied(islice(bands(), journal.bands[level], None), unit, read, target.writer(level)):
