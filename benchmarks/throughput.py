@@ -56,7 +56,7 @@ PUBLISHED_BATCH = {"cpu": 1, "cuda": 8}
 class Clock:
     """Seconds of the clock and of the processor, by name."""
 
-    device: str
+    device: Device
     wall: dict[str, float] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)
 
@@ -64,14 +64,13 @@ class Clock:
     def time(self, name: str) -> Iterator[None]:
         wall, cpu = time.perf_counter(), time.process_time()
         yield
-        if self.device != "cpu":
-            torch.cuda.synchronize()
+        self.device.wait()
         self.wall[name] = self.wall.get(name, 0) + time.perf_counter() - wall
         self.cpu[name] = self.cpu.get(name, 0) + time.process_time() - cpu
 
     def seconds(self, name: str) -> float:
         """What ratios are made of."""
-        return (self.cpu if self.device == "cpu" else self.wall)[name]
+        return (self.cpu if self.device.name == "cpu" else self.wall)[name]
 
 
 class Timed:
@@ -109,7 +108,7 @@ def measure(shape: str, precision: str = "auto") -> dict[str, Any]:
         convert(PhantomVolume.from_url(url), stack)
         prepared = prepare(Request(input=stack, out=out, precision=precision))
         device = Device(prepared.job.device, prepared.job.precision)
-        clock = Clock(device.name)
+        clock = Clock(device)
         memory = run_command(prepared, clock)
         tiles = run_blocks(prepared, clock)
     voxels, flop = prepared.plan.region.size, tiles * prepared.predictor.flops()

@@ -31,6 +31,11 @@ class Device:
         its layers stays in the cache, on a GPU all that a tile has."""
         return 4 if self.name == "cpu" else 1 << 20
 
+    def wait(self) -> None:
+        """For what was asked of it: a GPU answers before it is done."""
+        if self.name != "cpu":
+            torch.cuda.synchronize(self.name)
+
     def empty(self, shape: tuple[int, ...]) -> Tensor:
         return torch.empty(shape, device=self.name)
 

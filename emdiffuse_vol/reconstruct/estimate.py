@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emdiffuse_vol.geometry.boxes import Box, Triple, cell_box, grid_shape
+from emdiffuse_vol.reconstruct.device import Device
 from emdiffuse_vol.reconstruct.ledger import FIELDS, LEVEL_FIELDS
 from emdiffuse_vol.reconstruct.plan import Plan
 from emdiffuse_vol.reconstruct.predict import Predictor, Tile, predict_block
@@ -137,8 +138,13 @@ def calibrate(prepared: Prepared, seconds: float = SECONDS, runs: int = RUNS) ->
     host, _ = _clock(lambda: predict_block(one, block, idle, sections, job.grey_map, job.scale), seconds, runs)
     # Of a network that runs hundreds of times for a tile one evaluation is timed: they are all alike.
     short = context_for(job if predictor.evaluations == 1 else replace(job, members=1, steps=1)).predictor
-    tiles = idle.tiles[: predictor.batch]
-    network, timed = _clock(lambda: short(tiles), seconds, runs) if tiles else (0.0, 0)
+    tiles, device = idle.tiles[: predictor.batch], Device(job.device, job.precision)
+
+    def evaluate() -> None:
+        short(tiles)
+        device.wait()
+
+    network, timed = _clock(evaluate, seconds, runs) if tiles else (0.0, 0)
     share = predictor.evaluations / short.evaluations / max(1, len(tiles))
     return Speed(network * share, host / max(1, len(idle.tiles)), hardware(job.device), timed, short.evaluations)
 

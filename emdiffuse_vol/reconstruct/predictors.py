@@ -148,7 +148,7 @@ class Restorer:
             mean[z] = best[0, 0]
             place = Box((box.start[0] + z, *box.start[1:]), (box.start[0] + z + 1, *box.stop[1:]))
             for k in range(self.members):
-                noise = self.device.put(self.noise.normal(k, self.STEP, place, channels=2)).transpose(0, 1)
+                noise = self.noise.normal_on(self.device.name, k, self.STEP, place, channels=2).transpose(0, 1)
                 torch.add(mean[z], self.net.spread(features, noise)[0, 0], out=members[k, z])
         return mean, members
 

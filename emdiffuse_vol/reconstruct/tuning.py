@@ -63,7 +63,7 @@ def tune(weights: Weights, name: str = "auto", notify: Callable[[Measured], None
     best, rows = Measured(Setting(device.precision, SlabPredictor.CORE, 1), 0.0), []
     cores = available_cores()
     steps: list[Callable[[Setting], Iterator[Setting]]] = [
-        lambda found: (replace(found, precision=precision) for precision in ("float32", "bfloat16")),
+        lambda found: (replace(found, precision=precision) for precision in {"float32", device.precision}),
         lambda found: (replace(found, tile=(depth, side, side)) for side in SIDES if side != found.tile[1]),
         lambda found: (replace(found, workers=n) for n in {2, cores} if 1 < n <= cores and device.name == "cpu"),
     ]
@@ -83,7 +83,8 @@ def measure(weights: Weights, setting: Setting, device: str, members: int = 4) -
     mode = isotropic_mode((2 * DEPTH, 3 * height, 3 * width), (5.0, 1.0, 1.0))
     sampling = Sampling(members, 0, "ancestral", 1, (DEPTH, height, width))
     net: SlabNet = weights.net  # type: ignore[assignment]
-    predictor = SlabPredictor(net, mode, sampling, Device(device, setting.precision))
+    here = Device(device, setting.precision)
+    predictor = SlabPredictor(net, mode, sampling, here)
     available = available_memory()
     if device == "cpu" and available is not None and available < 2 * setting.workers * predictor.memory():
         return None
@@ -98,7 +99,8 @@ def measure(weights: Weights, setting: Setting, device: str, members: int = 4) -
             networks.submit(predictor, [tile]).result()
         started = time.perf_counter()
         for done in [networks.submit(predictor, [tile]) for _ in range(setting.workers)]:
-            done.result()[0].cpu()
+            done.result()
+        here.wait()
         return setting.workers * prod(predictor.tiling.core) / (time.perf_counter() - started)
 
 
