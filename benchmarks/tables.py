@@ -340,6 +340,96 @@ def registration_others() -> str:
     return "\n".join(lines)
 
 
+def performance_steps() -> str:
+    report = json.loads((RESULTS / "performance.json").read_text())
+    peak = report["product_flop_per_second"]
+    rows = {"padded, the tile at once": report["padded"]}
+    rows |= {f"streamed, {step} plane{'s' * (step != '1')}": row for step, row in report["streamed"].items()}
+    rows[f"streamed, {report['step']} planes, bfloat16"] = report["streamed_bfloat16"]
+    lines = [
+        "| | core-seconds | of them in the kernel | pages handed out | GFLOP | of the matrix product's speed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        spent = row["user"] + row["system"]
+        lines.append(
+            f"| {name} | {spent:.2f} | {row['system'] / spent:.0%} | {row['page_faults']:,.0f} | {row['flop'] / 1e9:.0f} "
+            f"| {row['flop'] / spent / peak:.0%} |"
+        )
+    noise, torched = (report[name]["user"] + report[name]["system"] for name in ("noise", "noise_in_torch"))
+    fine, wide = report["flop_per_voxel"].values()
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Matrix product {peak / 1e9:.0f} GFLOP/s; noise of the members {noise:.3f} s, with torch's integers "
+            f"{torched:.3f} s; FLOP per voxel {fine:,.0f} in tiles of 256 x 256 pixels, {wide:,.0f} in 512 x 512. "
+            f"{report['hardware']}.",
+        ]
+    )
+
+
+def performance_throughput() -> str:
+    report = json.loads((RESULTS / "throughput.json").read_text())
+    ratios, split = report["ratios"], report["split"]
+    spent = sum(part["cpu"] for part in split.values())
+    rows = {
+        "whole command": f"{report['mvoxel_per_cpu_second']['command']:.3f} Mvoxel per core-second",
+        "whole command over bare network": f"{ratios['command_over_network']:.2f}",
+        "bare network": f"{report['mvoxel_per_cpu_second']['network']:.3f} Mvoxel per core-second, "
+        f"{report['gflop_per_second']['network']:.0f} GFLOP/s",
+        "bare network over matrix product": f"{ratios['network_over_matmul']:.2f}",
+        "whole command over the published recipe": f"{ratios['command_over_published']:,.0f} x",
+        "read, network, host, write": ", ".join(f"{part['cpu'] / spent:.1%}" for part in split.values()),
+        "peak memory, predicted": f"{amount(report['command']['peak_bytes'])}, {amount(report['predicted_bytes'])}",
+    }
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    about = f"{report['hardware']}, {report['precision']}, input {report['input']}, load before {report['load_before']:.1f}."
+    return "\n".join([*lines, "", about])
+
+
+def registration_residuals() -> str:
+    report = json.loads((RESULTS / "registration.json").read_text())
+    lines = ["| warp | dwell | noise, fixed / moving | flow | median | 95 % | time |", "|---|---|---|---|---|---|---|"]
+    for row in report["residuals"]:
+        noise = " / ".join(f"{n:.0f}" for n in row["noise"])
+        lines.append(
+            f"| {row['warp']} | {row['dwell']} | {noise} | {row['flow']} | {row['median']:.2f} | {row['p95']:.2f} | "
+            f"{row['seconds']:.1f} s |"
+        )
+    return "\n".join([*lines, "", measured_on(report)])
+
+
+def registration_confidence() -> str:
+    report = json.loads((RESULTS / "registration.json").read_text())
+    lines = ["| confidence | pixels | median | 95 % |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['from']:g} to {row['to']:g} | {row['share']:.1%} | {row['median']:.2f} px | {row['p95']:.2f} px |"
+        for row in report["confidence"]
+    ]
+    return "\n".join(lines)
+
+
+def registration_others() -> str:
+    report = json.loads((RESULTS / "registration.json").read_text())
+    lines = ["| what | measured |", "|---|---|"]
+    for by, row in report["refused"].items():
+        greatest = ", ".join(f"{name} {value:.3g}" for name, value in row["greatest"].items())
+        lines.append(
+            f"| unrelated sections, by {by} | {row['refused']} of {row['pairs']} refused; at most {greatest} |"
+        )
+    jitter = report["drift"]["jitter_px"]
+    after = ", ".join(f"{value:.2f} px with {name}" for name, value in jitter.items() if name != "before")
+    lines.append(f"| jitter of {report['drift']['sections']} sections | {jitter['before']:.2f} px before, {after} |")
+    for name, row in report["pairs"].items():
+        lines.append(
+            f"| real pair {name} | bent by {row['bend_px']['median']:.2f} px (median), correlation "
+            f"{row['correlation_without_flow']:.4f} before flow and {row['measures']['correlation']:.4f} after, cycle "
+            f"{row['cycle_px']['median']:.2f} px (95 %: {row['cycle_px']['p95']:.2f}) |"
+        )
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "isotropic": isotropic,
     **{f"models:x{factor}": partial(models_at, factor) for factor in (4, 5, 6, 8, 10)},
@@ -355,6 +445,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "engine:scale": engine_scale,
     "engine:overhead": engine_overhead,
     "engine:peers": engine_peers,
+    "performance:steps": performance_steps,
+    "performance:throughput": performance_throughput,
     "scale:MICrONS": partial(scale_arithmetic, "MICrONS"),
     "scale:FANC": partial(scale_arithmetic, "FANC"),
     "scale:limits": scale_limits,
