@@ -388,48 +388,6 @@ def performance_throughput() -> str:
     return "\n".join([*lines, "", about])
 
 
-def registration_residuals() -> str:
-    report = json.loads((RESULTS / "registration.json").read_text())
-    lines = ["| warp | dwell | noise, fixed / moving | flow | median | 95 % | time |", "|---|---|---|---|---|---|---|"]
-    for row in report["residuals"]:
-        noise = " / ".join(f"{n:.0f}" for n in row["noise"])
-        lines.append(
-            f"| {row['warp']} | {row['dwell']} | {noise} | {row['flow']} | {row['median']:.2f} | {row['p95']:.2f} | "
-            f"{row['seconds']:.1f} s |"
-        )
-    return "\n".join([*lines, "", measured_on(report)])
-
-
-def registration_confidence() -> str:
-    report = json.loads((RESULTS / "registration.json").read_text())
-    lines = ["| confidence | pixels | median | 95 % |", "|---|---|---|---|"]
-    lines += [
-        f"| {row['from']:g} to {row['to']:g} | {row['share']:.1%} | {row['median']:.2f} px | {row['p95']:.2f} px |"
-        for row in report["confidence"]
-    ]
-    return "\n".join(lines)
-
-
-def registration_others() -> str:
-    report = json.loads((RESULTS / "registration.json").read_text())
-    lines = ["| what | measured |", "|---|---|"]
-    for by, row in report["refused"].items():
-        greatest = ", ".join(f"{name} {value:.3g}" for name, value in row["greatest"].items())
-        lines.append(
-            f"| unrelated sections, by {by} | {row['refused']} of {row['pairs']} refused; at most {greatest} |"
-        )
-    jitter = report["drift"]["jitter_px"]
-    after = ", ".join(f"{value:.2f} px with {name}" for name, value in jitter.items() if name != "before")
-    lines.append(f"| jitter of {report['drift']['sections']} sections | {jitter['before']:.2f} px before, {after} |")
-    for name, row in report["pairs"].items():
-        lines.append(
-            f"| real pair {name} | bent by {row['bend_px']['median']:.2f} px (median), correlation "
-            f"{row['correlation_without_flow']:.4f} before flow and {row['measures']['correlation']:.4f} after, cycle "
-            f"{row['cycle_px']['median']:.2f} px (95 %: {row['cycle_px']['p95']:.2f}) |"
-        )
-    return "\n".join(lines)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "isotropic": isotropic,
     **{f"models:x{factor}": partial(models_at, factor) for factor in (4, 5, 6, 8, 10)},
