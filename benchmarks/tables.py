@@ -353,8 +353,8 @@ def performance_steps() -> str:
     for name, row in rows.items():
         spent = row["user"] + row["system"]
         lines.append(
-            f"| {name} | {spent:.2f} | {row['system'] / spent:.0%} | {row['page_faults']:,.0f} | {row['flop'] / 1e9:.0f} "
-            f"| {row['flop'] / spent / peak:.0%} |"
+            f"| {name} | {spent:.2f} | {row['system'] / spent:.0%} | {row['page_faults']:,.0f} | "
+            f"{row['flop'] / 1e9:.0f} | {row['flop'] / spent / peak:.0%} |"
         )
     noise, torched = (report[name]["user"] + report[name]["system"] for name in ("noise", "noise_in_torch"))
     fine, wide = report["flop_per_voxel"].values()
@@ -384,8 +384,8 @@ def performance_throughput() -> str:
         "peak memory, predicted": f"{amount(report['command']['peak_bytes'])}, {amount(report['predicted_bytes'])}",
     }
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-    about = f"{report['hardware']}, {report['precision']}, input {report['input']}, load before {report['load_before']:.1f}."
-    return "\n".join([*lines, "", about])
+    about = f"{report['hardware']}, {report['precision']}, input {report['input']}"
+    return "\n".join([*lines, "", f"{about}, load before {report['load_before']:.1f}."])
 
 
 TABLES: dict[str, Callable[[], str]] = {
