@@ -280,7 +280,7 @@ def test_a_worker_without_time_ends_with_status_75_and_others_finish(place: Path
     path = Path(request.out)
     reconstruct(request)
     late = {**os.environ, "EMDVOL_DEADLINE": str(time.time())}
-    command = [sys.executable, "-m", "emdiffuse_vol", "work", request.out]
+    command = [sys.executable, "-m", "emdiffuse_vol", "--quiet", "work", request.out]
     ended = subprocess.run(command, check=False, env=late, capture_output=True, text=True)
     assert ended.returncode == Stopped.exit_status
     assert ended.stderr == (

@@ -32,6 +32,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("faults")
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("kind", "seed"), TRIALS, ids=str)
 def test_a_struck_run_continued_by_the_same_command_ends_as_an_unbroken_one(
     request: pytest.FixtureRequest, kind: str, seed: int

@@ -38,6 +38,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} here: apt-get install slurm-wlm munge"),
     pytest.mark.timeout(900),
+    pytest.mark.xdist_group("slurm"),
 ]
 
 WIDEST, BLOCKS = 512, 24  # blocks of the volume, which no job of a minute could all make, and of most runs
@@ -98,7 +99,7 @@ def start() -> Iterator[Start]:
     def start(request: Request, cluster: dict[str, Any], *flags: str) -> subprocess.Popen[str]:
         file = Path(request.out).with_suffix(".json")
         file.write_text(json.dumps(cluster))
-        command = [sys.executable, "-m", "emdiffuse_vol", "reconstruct", request.input, "--out", request.out]
+        command = [sys.executable, "-m", "emdiffuse_vol", "--quiet", "reconstruct", request.input, "--out", request.out]
         command += ["--weights", request.weights, "--shard", "64,64,64", "--tile", "64,64,64", "--members", "2"]
         command += ["--roi", str(request.roi), "--device", "cpu", "--cluster", str(file), *flags]
         drivers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))

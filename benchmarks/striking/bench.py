@@ -9,7 +9,7 @@ from pathlib import Path
 
 from striking.outputs import file_hashes
 
-TOOL = (sys.executable, "-m", "emdiffuse_vol")
+TOOL = (sys.executable, "-m", "emdiffuse_vol", "--quiet")
 
 
 class Bench:

@@ -95,7 +95,7 @@ def protect_place(trial: Trial) -> None:
 def _trouble(trial: Trial, what: str, begin: Callable[[], None], mend: Callable[[], None]) -> None:
     """Drivers that are to give up do so after 3 s rather than a minute."""
     how = trial.dice.choice(("retried", "retried", "stopped", "killed"))
-    tool = (sys.executable, "-c", IMPATIENT) if how == "stopped" else TOOL
+    tool = (sys.executable, "-c", IMPATIENT, "--quiet") if how == "stopped" else TOOL
     command = trial.command("--workers", str(trial.dice.choice((1, 2))), tool=tool)
     moment = choose_moment(trial.dice, trial.bench.seconds, seen=0.25)
     seconds = trial.dice.uniform(0.2, 6)
@@ -122,3 +122,4 @@ def _trouble(trial: Trial, what: str, begin: Callable[[], None], mend: Callable[
         if status == 1 and not one_line(driver):
             trial.problems.append(f"the driver did not end with one line: {driver.said()}")
         trial.notes["ended"] = driver.said()[:200]
+        trial.finish(command)
