@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import xarray as xr
 from click.testing import CliRunner
 from volumes import smooth_volume, write_volume
 
@@ -22,6 +23,8 @@ from emdiffuse_vol.models.checkpoints import load_weights
 from emdiffuse_vol.models.section import SectionNet
 from emdiffuse_vol.reconstruct.device import Device
 from emdiffuse_vol.reconstruct.greys import GreyMap
+from emdiffuse_vol.reconstruct.lazy import array_volume
+from emdiffuse_vol.stores.survey import survey
 from emdiffuse_vol.training.degrade import DARK, coarsen, expose, record
 from emdiffuse_vol.training.fit import FitSettings, Run, fit
 from emdiffuse_vol.training.restoring import RestoringObjective, calibrate_sections, held_scores, restore
@@ -158,6 +161,10 @@ def test_noise_levels_are_found_beside_structure_and_odd_sections_named() -> Non
     levels = noise_levels(stack)
     assert np.allclose(levels, [9, 9, 9, 20, 9, 4], rtol=0.15)
     assert uneven_sections(levels).tolist() == [3, 5]
+    found = survey(array_volume(xr.DataArray(stack.astype(np.float32), dims=("z", "y", "x")), (30, 5, 5)))
+    assert found.noise is not None and np.allclose(found.noise, [4, 9, 20], rtol=0.2)
+    (problem,) = (p for p in found.problems if "noise" in p)
+    assert problem.startswith("noise is uneven: ") and "in sections 3, 5" in problem
 
 
 # Scores and calibration
@@ -190,7 +197,7 @@ def test_noisy_sections_alone_teach_to_remove_the_noise(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).normal(0, 0.5, (8, 64, 64)).astype(np.float32)
     stack = TrainingVolume(noise, np.ones((1, 1, 1), np.float32), axes=(0,))
     shape = Shape(batch=4, patch=16, context=1)
-    objective = RestoringObjective(neighbours(OneVolume(stack), shape), {"": held_neighbours(stack, shape)}, torch.abs)
+    objective = RestoringObjective(neighbours(OneVolume(stack), shape), {"": held_neighbours(stack, shape)})
     torch.manual_seed(0)
     settings = FitSettings(steps=40, warmup=2, learning_rate=5e-3, members_from=1.0, ema=0.5)
     run = Run(SectionNet(1, 1, 8, 8, 4), objective, settings, tmp_path, Device("cpu", "float32"))

@@ -45,6 +45,7 @@ def describe(volume: Any) -> dict[str, Any]:
         "percentiles": dict(zip(("0.5", "50", "99.5"), seen.percentiles, strict=True)),
         "sections_sampled": seen.sections,
         "constant_sections": seen.constant,
+        "noise": None if seen.noise is None else dict(zip(("least", "median", "greatest"), seen.noise, strict=True)),
         "problems": seen.problems,
     }
 
@@ -54,6 +55,9 @@ def table(facts: dict[str, Any]) -> str:
         return " x ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values) if values else "none"
 
     greys = ", ".join(f"{name} %: {value:g}" for name, value in facts["percentiles"].items())
+    noise = "not known"
+    if seen := facts["noise"]:
+        noise = f"{seen['median']:.3g} greys, {seen['least']:.3g} to {seen['greatest']:.3g} in single sections"
     rows = {
         "volume": facts["volume"],
         "format": f"{facts['format']}, {facts['dtype']}",
@@ -62,6 +66,7 @@ def table(facts: dict[str, Any]) -> str:
         "voxel size": f"{triple(facts['voxel_size_nm'])} nm, first voxel at {triple(facts['origin_nm'])} nm",
         "factor": f"{facts['factor_to_isotropy']:g} to isotropy",
         "greys": f"{greys} (of {facts['sections_sampled']} sections, sampled)",
+        "noise": noise,
         "problems": "; ".join(facts["problems"]) or "none seen",
     }
     width = max(map(len, rows))

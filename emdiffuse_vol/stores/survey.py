@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse_vol.geometry.boxes import Box
+from emdiffuse_vol.metrics.noise import noise_levels, uneven_sections
 from emdiffuse_vol.stores.suspicions import axis_problems, contrast_problems
 from emdiffuse_vol.stores.volume import Volume, VolumeSpec
 
@@ -25,6 +26,7 @@ PATCH = 64  # voxels along y and x
 DEEPEST_RUN = 64  # sections
 RUNS, SECTIONS = 16, 256  # at least so many runs, and more where runs are thin, if the volume has them
 SATURATED = 0.01
+FEWEST_LEVELS, OF_WIDTH = 5, 0.02  # sections whose noise is compared, and the least difference, of the greys' range
 MOST_PATCHES = 100  # that are looked at for their contrast, about
 
 # Of damaged sections. A grey is an outlier where it is far from the median of its neighbours on either side, by so many
@@ -37,12 +39,14 @@ FINER = 8  # a section that seems constant is looked at again through FINER x FI
 @dataclass(frozen=True)
 class Survey:
     """percentiles: 0.5, 50 and 99.5 % of the sampled greys of sections that are not constant. problems: one line each.
-    factor: voxel size along z over the mean of y and x."""
+    factor: voxel size along z over the mean of y and x. noise: least, median and greatest of single sections, in greys,
+    or None where no section tells."""
 
     sections: int
     percentiles: tuple[float, float, float]
     constant: tuple[int, ...]
     factor: float
+    noise: tuple[float, float, float] | None
     problems: tuple[str, ...]
 
 
@@ -54,6 +58,7 @@ def factor_to_isotropy(spec: VolumeSpec) -> float:
 def survey(volume: Volume) -> Survey:
     """Raises InputError where the sample hits damage."""
     constant: dict[int, float] = {}
+    levels: dict[int, float] = {}
     samples, patches, sections = [], [], 0
     for run in sample_runs(volume.spec):
         boxes = [volume.read(box) for box in run]
@@ -62,6 +67,9 @@ def survey(volume: Volume) -> Survey:
         flat = columns.min(axis=1) == columns.max(axis=1)
         first = run[0].start[0]
         constant |= {first + int(i): float(columns[i, 0]) for i in np.flatnonzero(flat)}
+        if min(boxes[0].shape[1:]) > 1:
+            noise = np.median([noise_levels(box) for box in boxes], axis=0)
+            levels |= {first + int(i): float(noise[i]) for i in np.flatnonzero(~flat & np.isfinite(noise))}
         samples.append(columns[~flat].ravel())
         patches += [box[np.flatnonzero(~flat)[0]].astype(np.float64) for box in boxes if not flat.all()]
     greys = np.concatenate(samples)
@@ -72,11 +80,13 @@ def survey(volume: Volume) -> Survey:
         percentiles=(low, middle, high),
         constant=tuple(constant),
         factor=factor_to_isotropy(volume.spec),
+        noise=(min(found), float(np.median(found)), max(found)) if (found := list(levels.values())) else None,
         problems=(
             *_geometry_problems(volume.spec),
             *axis_problems(volume),
             *_section_problems(constant),
             *_grey_problems(greys),
+            *_noise_problems(levels, high - low),
             *contrast_problems(patches[:: max(1, len(patches) // MOST_PATCHES)]),
         ),
     )
@@ -193,6 +203,21 @@ def _grey_problems(greys: NDArray[Any]) -> Iterator[str]:
         share = float(np.mean(greys == grey))
         if share > SATURATED:
             yield f"saturated greys: {share:.1%} of the sample has the {where} grey, {grey}"
+
+
+def _noise_problems(levels: dict[int, float], width: float) -> Iterator[str]:
+    """Sections recorded with another dwell time. width: of the greys; a difference below 2 % of it says nothing."""
+    values = np.array(list(levels.values()))
+    if len(values) < FEWEST_LEVELS:
+        return
+    middle = float(np.median(values))
+    odd = [k for k in uneven_sections(values) if abs(values[k] - middle) > OF_WIDTH * width]
+    if odd:
+        seen = values[odd]
+        yield (
+            f"noise is uneven: {seen.min():.3g} to {seen.max():.3g} greys in sections "
+            f"{ranges([list(levels)[k] for k in odd])}, {middle:.3g} in the median of the sample"
+        )
 
 
 def ranges(numbers: list[int]) -> str:

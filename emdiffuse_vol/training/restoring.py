@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from emdiffuse_vol.training.train import Request
 
 RANGE = 2.0  # of normalised greys
-CONSISTENCY = 4.0  # weight of the term that keeps a pixel's place, which its neighbour as a target does not
+CONSISTENCY = 1.0  # weight of the term that keeps a pixel in its place, as a neighbour for a target does not
 FLOOR = 1e-5  # of an error whose logarithm is taken
 BATCH = 4  # windows computed at a time where no gradient is asked for
 
@@ -146,7 +146,8 @@ def restoring(request: Request, net: SectionNet) -> RestoringObjective:
                 for volume, source in seen.items()
                 for name, counts in named_counts(request.degradation).items()
             }
-    scan = request.mode.startswith("FastScan")
+    # Of noisy targets the mean is sought; with absolute errors the second term lets the input pass for its own truth.
+    scan = request.mode == "FastScan-s"
     structure = request.structure if scan else 0.0
     return RestoringObjective(draw, held, torch.abs if scan else torch.square, structure, request.members_weight)
 

@@ -69,7 +69,7 @@ class Request:
     calibrated on. factors: distances of sections in lateral pixels; the published networks take one. factor: of
     EMDiffuse-r. degradation: of clean volumes, for modes that restore sections and are given no pairs. spacing: of
     neighbouring sections in planes of such a volume, drawn evenly; alone: probability that a section is shown without
-    neighbours, as a single image has none. structure: weight of 1 - SSIM beside the absolute error, for FastScan. data:
+    neighbours, as a single image has none. structure: of FastScan-s, weight of 1 - SSIM beside the L1 error. data:
     words on where the data come from and their licence, for the card.
     """
 
