@@ -388,12 +388,26 @@ def performance_throughput() -> str:
     return "\n".join([*lines, "", f"{about}, load before {report['load_before']:.1f}."])
 
 
+def conversion() -> str:
+    report = json.loads((RESULTS / "convert.json").read_text())
+    lines = ["| to | MB/s | of a plain copy | peak memory, and for 4x the size |", "|---|---|---|---|"]
+    lines.append(f"| plain copy of OME-Zarr by tensorstore | {report['plain_copy_mb_per_second']:.1f} | 1 | |")
+    for kind, row in report["formats"].items():
+        peaks = [amount(n) for n in report["peak_bytes"].get(kind, {}).values()]
+        lines.append(f"| {kind} | {row['mb_per_second']:.1f} | {row['of_plain_copy']:.2f} | {', '.join(peaks)} |")
+    sizes = report["megabytes"]
+    memory = f"{sizes['1x']} and {sizes['4x']} MB for the memory"
+    about = f"{report['machine']}, busy with other work; uint8, {sizes['speed']} MB for the speed, {memory}."
+    return "\n".join([*lines, "", about])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "isotropic": isotropic,
     **{f"models:x{factor}": partial(models_at, factor) for factor in (4, 5, 6, 8, 10)},
     "models:best": models_best,
     "models:published": models_published,
     "segmentation": segmentation,
+    "conversion": conversion,
     "adapting": adapting,
     "training": training,
     "registration:residuals": registration_residuals,

@@ -44,6 +44,13 @@ def methods_paragraph(shown: Shown, numbers: dict[str, Any]) -> str:
         f"One affine map of greys ({job.greys[0]:g} to {job.greys[1]:g}) was used for the whole volume, and noise was "
         "keyed by position, so the result does not depend on how the volume was divided."
     )
+    if job.inverted:
+        sentences.append("Contrast was inverted for the network, and back after it.")
+    if job.section_greys[0]:
+        sentences.append(
+            "For the network, mean and contrast of each section were brought to the running median of its neighbours; "
+            "between sections this was undone by interpolation."
+        )
     if job.damaged:
         n = len(job.damaged)
         sentences.append(
