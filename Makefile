@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export EMDVOL_DATA ?=
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs clean
 
 demo: .venv/installed
 	$(BIN)/python pipelines/demo.py demo
@@ -19,6 +19,10 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory docs
+
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # The constraints keep machines without a GPU on the CPU build of torch.
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -27,4 +31,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site

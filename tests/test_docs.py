@@ -33,5 +33,5 @@ def test_tests_that_the_readme_names_exist() -> None:
 
 
 def test_every_top_level_folder_explains_itself() -> None:
-    for folder in ("benchmarks", "configs", "pipelines", "tests"):
+    for folder in ("benchmarks", "configs", "docs", "emdiffuse_vol", "pipelines", "tests"):
         assert (ROOT / folder / "README.md").is_file(), folder
