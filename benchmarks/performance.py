@@ -51,7 +51,8 @@ class Case:
     """The default network on a tile of noise."""
 
     def __init__(self) -> None:
-        self.net: Any = load_weights(default_weights("vEMDiffuse-a")).net
+        net: Any = load_weights(default_weights("vEMDiffuse-a")).net
+        self.net = net.to(memory_format=torch.channels_last_3d)
         self.mode = isotropic_mode((12, 400, 400), (50, 10, 10))
         self.sampling = Sampling(MEMBERS, 0, "ancestral", 1, CORE)
         tiling = self.predictor(Device("cpu", "float32")).tiling

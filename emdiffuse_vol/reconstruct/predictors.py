@@ -69,7 +69,7 @@ class SlabPredictor:
         self, net: slab.SlabNet, mode: Isotropic, sampling: Sampling, device: Device, stride: Triple = slab.STRIDE
     ) -> None:
         self.tiling = exact_tiling(sampling.tile or self.CORE, net.HALO, stride, mode)
-        self.net = net.to(device.name).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.net = net.to(device.name)
         self.mode, self.members, self.noise, self.device = mode, sampling.members, NoiseField(sampling.seed), device
 
     def __call__(self, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
