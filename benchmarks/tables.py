@@ -57,6 +57,7 @@ COLUMNS = (
     ("LPIPS mean", "lpips", ".3f"),
     ("LPIPS member", "lpips_member", ".3f"),
     ("axial resolution, nm", "axial_resolution_nm", ".0f"),
+    ("resolution, px", "resolution_px", ".2f"),
     ("axial power", "axial_power", ".2f"),
     ("CRPS", "crps", ".2f"),
     ("coverage", "coverage_90", ".1%"),
@@ -109,6 +110,33 @@ def models_published() -> str:
     subset = report["subset"]
     where = f"x{subset['factor']}, {subset['missing_planes']} missing planes of voxels {subset['box']}."
     return f"{scores(subset['methods'])}\n\n{where} {measured_on(report)}"
+
+
+def restoration(part: str) -> str:
+    """Sections restored, at every level of noise."""
+    report = json.loads((RESULTS / "restoration.json").read_text())
+    lines = []
+    for level, row in report[part].items():
+        counts = "no noise" if row["counts"] is None else f"{level}: {row['counts']:g} electrons a white pixel"
+        lines += [f"**{counts[0].upper()}{counts[1:]}**", "", scores(row["methods"])]
+        if "noise" in row:
+            low, middle, high = row["noise_estimated"]
+            lines += [
+                "",
+                f"Noise of {row['noise']:.1f} greys; estimated of single sections: {low:.1f} to {high:.1f}, median "
+                f"{middle:.1f}. FastScan-ss has {row['share_of_supervised']:.0%} of the gain of FastScan-s.",
+            ]
+        lines.append("")
+    return "\n".join([*lines, f"{report['shape'][0]} sections of {report['data']}. {measured_on(report)}"])
+
+
+def restoration_pairs() -> str:
+    report = json.loads((RESULTS / "restoration.json").read_text())
+    pairs = report["real_pairs"]
+    lines = []
+    for name, rows in pairs["pairs"].items():
+        lines += [f"**{name.replace('_', ' ')}**", "", scores(rows), ""]
+    return "\n".join([*lines, f"Time for tuning: {pairs['minutes']:g} min. {measured_on(report)}"])
 
 
 def segmentation() -> str:
@@ -298,48 +326,6 @@ def engine_peers() -> str:
     return "\n".join(lines)
 
 
-def registration_residuals() -> str:
-    report = json.loads((RESULTS / "registration.json").read_text())
-    lines = ["| warp | dwell | noise, fixed / moving | flow | median | 95 % | time |", "|---|---|---|---|---|---|---|"]
-    for row in report["residuals"]:
-        noise = " / ".join(f"{n:.0f}" for n in row["noise"])
-        lines.append(
-            f"| {row['warp']} | {row['dwell']} | {noise} | {row['flow']} | {row['median']:.2f} | {row['p95']:.2f} | "
-            f"{row['seconds']:.1f} s |"
-        )
-    return "\n".join([*lines, "", measured_on(report)])
-
-
-def registration_confidence() -> str:
-    report = json.loads((RESULTS / "registration.json").read_text())
-    lines = ["| confidence | pixels | median | 95 % |", "|---|---|---|---|"]
-    lines += [
-        f"| {row['from']:g} to {row['to']:g} | {row['share']:.1%} | {row['median']:.2f} px | {row['p95']:.2f} px |"
-        for row in report["confidence"]
-    ]
-    return "\n".join(lines)
-
-
-def registration_others() -> str:
-    report = json.loads((RESULTS / "registration.json").read_text())
-    lines = ["| what | measured |", "|---|---|"]
-    for by, row in report["refused"].items():
-        greatest = ", ".join(f"{name} {value:.3g}" for name, value in row["greatest"].items())
-        lines.append(
-            f"| unrelated sections, by {by} | {row['refused']} of {row['pairs']} refused; at most {greatest} |"
-        )
-    jitter = report["drift"]["jitter_px"]
-    after = ", ".join(f"{value:.2f} px with {name}" for name, value in jitter.items() if name != "before")
-    lines.append(f"| jitter of {report['drift']['sections']} sections | {jitter['before']:.2f} px before, {after} |")
-    for name, row in report["pairs"].items():
-        lines.append(
-            f"| real pair {name} | bent by {row['bend_px']['median']:.2f} px (median), correlation "
-            f"{row['correlation_without_flow']:.4f} before flow and {row['measures']['correlation']:.4f} after, cycle "
-            f"{row['cycle_px']['median']:.2f} px (95 %: {row['cycle_px']['p95']:.2f}) |"
-        )
-    return "\n".join(lines)
-
-
 def performance_steps() -> str:
     report = json.loads((RESULTS / "performance.json").read_text())
     peak = report["product_flop_per_second"]
@@ -388,6 +374,48 @@ def performance_throughput() -> str:
     return "\n".join([*lines, "", f"{about}, load before {report['load_before']:.1f}."])
 
 
+def registration_residuals() -> str:
+    report = json.loads((RESULTS / "registration.json").read_text())
+    lines = ["| warp | dwell | noise, fixed / moving | flow | median | 95 % | time |", "|---|---|---|---|---|---|---|"]
+    for row in report["residuals"]:
+        noise = " / ".join(f"{n:.0f}" for n in row["noise"])
+        lines.append(
+            f"| {row['warp']} | {row['dwell']} | {noise} | {row['flow']} | {row['median']:.2f} | {row['p95']:.2f} | "
+            f"{row['seconds']:.1f} s |"
+        )
+    return "\n".join([*lines, "", measured_on(report)])
+
+
+def registration_confidence() -> str:
+    report = json.loads((RESULTS / "registration.json").read_text())
+    lines = ["| confidence | pixels | median | 95 % |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['from']:g} to {row['to']:g} | {row['share']:.1%} | {row['median']:.2f} px | {row['p95']:.2f} px |"
+        for row in report["confidence"]
+    ]
+    return "\n".join(lines)
+
+
+def registration_others() -> str:
+    report = json.loads((RESULTS / "registration.json").read_text())
+    lines = ["| what | measured |", "|---|---|"]
+    for by, row in report["refused"].items():
+        greatest = ", ".join(f"{name} {value:.3g}" for name, value in row["greatest"].items())
+        lines.append(
+            f"| unrelated sections, by {by} | {row['refused']} of {row['pairs']} refused; at most {greatest} |"
+        )
+    jitter = report["drift"]["jitter_px"]
+    after = ", ".join(f"{value:.2f} px with {name}" for name, value in jitter.items() if name != "before")
+    lines.append(f"| jitter of {report['drift']['sections']} sections | {jitter['before']:.2f} px before, {after} |")
+    for name, row in report["pairs"].items():
+        lines.append(
+            f"| real pair {name} | bent by {row['bend_px']['median']:.2f} px (median), correlation "
+            f"{row['correlation_without_flow']:.4f} before flow and {row['measures']['correlation']:.4f} after, cycle "
+            f"{row['cycle_px']['median']:.2f} px (95 %: {row['cycle_px']['p95']:.2f}) |"
+        )
+    return "\n".join(lines)
+
+
 def conversion() -> str:
     report = json.loads((RESULTS / "convert.json").read_text())
     lines = ["| to | MB/s | of a plain copy | peak memory, and for 4x the size |", "|---|---|---|---|"]
@@ -406,6 +434,9 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"models:x{factor}": partial(models_at, factor) for factor in (4, 5, 6, 8, 10)},
     "models:best": models_best,
     "models:published": models_published,
+    "restoration:denoising": partial(restoration, "denoising"),
+    "restoration:resolution": partial(restoration, "resolution"),
+    "restoration:pairs": restoration_pairs,
     "segmentation": segmentation,
     "conversion": conversion,
     "adapting": adapting,
