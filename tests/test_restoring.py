@@ -205,10 +205,10 @@ def test_noisy_sections_alone_teach_to_remove_the_noise(tmp_path: Path) -> None:
     shape = Shape(batch=4, patch=16, context=1)
     objective = RestoringObjective(neighbours(OneVolume(stack), shape), {"": held_neighbours(stack, shape)})
     torch.manual_seed(0)
-    settings = FitSettings(steps=40, warmup=2, learning_rate=5e-3, members_from=1.0, ema=0.5)
+    settings = FitSettings(steps=30, warmup=2, learning_rate=5e-3, members_from=1.0, ema=0.5)
     run = Run(SectionNet(1, 1, 8, 8, 4), objective, settings, tmp_path, Device("cpu", "float32"))
     fit(run)
-    assert run.score()["gain_db"] > 1
+    assert run.score()["gain_db"] > 0.5
 
 
 class OneVolume(Cubes):
@@ -252,9 +252,10 @@ def volume(tmp_path_factory) -> str:
 def test_volumes_give_weights_that_say_what_they_serve(tmp_path: Path, volume: str, mode: str, settings) -> None:
     weights = load_weights(str(train(asked(tmp_path, mode=mode, volumes=[{"path": volume}], **settings))))
     assert weights.metadata["modes"] == [mode] and weights.metadata["greys"] == "percentiles"
-    assert weights.metadata.get("factor", 1) == weights.net.factor == settings.get("factor", 1)
-    assert weights.calibrated_scale(1, 4) > 0
-    assert (weights.measured_coverage(1, 4) is None) == (mode == "FastScan-ss")
+    factor = settings.get("factor", 1)
+    assert weights.metadata.get("factor", 1) == weights.net.factor == factor
+    assert weights.calibrated_scale(factor, 4) > 0
+    assert (weights.measured_coverage(factor, 4) is None) == (mode == "FastScan-ss")
     assert weights.path.with_suffix(".md").read_text().count("**Calibration**") == 1
 
 
