@@ -47,11 +47,12 @@ class SectionNet(nn.Module):
 
     HALO = 32
     STRIDE = 4
-    BYTES_PER_PIXEL = 160  # of the output, held at the peak
 
     def __init__(self, context: int = 1, factor: int = 1, width: int = 24, deep: int = 48, light: int = 16) -> None:
         super().__init__()
         self.context, self.factor, self.cell = context, factor, CELL * factor
+        # Of the output, held at the peak, as measured: six maps of ``width`` channels, and the images.
+        self.BYTES_PER_PIXEL = 24 * width // self.cell**2 + 16
         self.inp = _conv((2 * context + 1) * CELL**2, width, 3)
         self.enter = Block(width)
         self.down = nn.Conv2d(width, deep, 2, stride=2)
