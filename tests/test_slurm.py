@@ -41,7 +41,7 @@ pytestmark = [
     pytest.mark.xdist_group("slurm"),
 ]
 
-WIDEST, BLOCKS = 512, 24  # blocks of the volume, which no job of a minute could all make, and of most runs
+WIDEST, BLOCKS = 1024, 96  # blocks of the volume, which no job of a minute could all make, and of most runs
 LONG = 300.0  # seconds: on a machine where anything takes longer, all takes too long
 
 
