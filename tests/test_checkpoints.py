@@ -176,7 +176,7 @@ def test_a_pth_that_is_no_published_network_is_refused(tmp_path: Path, content: 
     [
         (
             {"architecture": "transformer"},
-            "architecture transformer; known: slab, slab-ensemble, plane, unet-vem, unet-2d",
+            "architecture transformer; known: slab, slab-ensemble, plane, section, unet-vem, unet-2d",
         ),
         ({"config": {"depth": 3}}, "config that slab does not take"),
         ({"config": [3]}, "config that slab does not take"),

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from networks import random_slab
+from networks import random_section, random_slab
 from volumes import file_hashes, read, run, small_request, smooth_volume, write_volume
 
 from emdiffuse_vol.errors import BlockError, OutputError
@@ -23,14 +23,14 @@ from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.geometry.tiles import Tiling
 from emdiffuse_vol.metrics.seams import face_differences, seam
 from emdiffuse_vol.models.unet import UNet
-from emdiffuse_vol.modes import isotropic_mode
+from emdiffuse_vol.modes import SectionWise, isotropic_mode
 from emdiffuse_vol.reconstruct import worker
 from emdiffuse_vol.reconstruct.device import Device
 from emdiffuse_vol.reconstruct.greys import Codes, GreyMap
 from emdiffuse_vol.reconstruct.ledger import Ledger
 from emdiffuse_vol.reconstruct.plan import plan_blocks
 from emdiffuse_vol.reconstruct.predict import Tile, predict_block
-from emdiffuse_vol.reconstruct.predictors import PlanePredictor, Sampling, SlabPredictor
+from emdiffuse_vol.reconstruct.predictors import PlanePredictor, Sampling, SectionPredictor, SlabPredictor
 from emdiffuse_vol.reconstruct.run import prepare, reconstruct
 from emdiffuse_vol.stores.volume import mirror_into, mirror_source
 
@@ -180,6 +180,28 @@ def test_foreign_folders_are_never_replaced(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(OutputError, match="is no output of emdvol"):
         reconstruct(small_request(folder, out=str(tmp_path / "precious.zarr"), overwrite=True))
     assert (tmp_path / "precious.zarr" / "data").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("kind", ["slab", "sections", "published"])
+def test_a_tile_is_the_same_bits_with_any_number_of_threads(published: UNet, kind: str) -> None:
+    sections, sampling = smooth_volume((3, 56, 56)).astype(np.float32), Sampling(2, 0, "ddim", 2, None)
+    between, restored = isotropic_mode(sections.shape, (50, 10, 10)), SectionWise(sections.shape, 1, 1)
+    mode, predictor = {
+        "slab": lambda: (between, SlabPredictor(random_slab(16, 24), between, sampling, CPU)),
+        "sections": lambda: (restored, SectionPredictor(random_section(), restored, sampling, CPU)),
+        "published": lambda: (
+            between,
+            PlanePredictor(published, between, replace(sampling, tile=(1, 56, 56)), CPU),
+        ),
+    }[kind]()
+    threads, made = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):  # 3: shares of no whole number of vectors
+            torch.set_num_threads(number)
+            made.append(predict_all(mode, predictor, sections))
+    finally:
+        torch.set_num_threads(threads)
+    assert (made[0] == made[1]).all() and (made[0] == made[2]).all()
 
 
 # Law 3

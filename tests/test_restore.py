@@ -19,7 +19,7 @@ from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.models.checkpoints import save_weights
 from emdiffuse_vol.reconstruct.ledger import Ledger
 from emdiffuse_vol.reconstruct.output import Output
-from emdiffuse_vol.reconstruct.reliability import block_p99, reliability
+from emdiffuse_vol.reconstruct.reliability import GOOD, of_blocks, reliability
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.png import open_png
 from emdiffuse_vol.viewing.crops import Shown, before, open_input
@@ -113,10 +113,13 @@ def test_blocks_below_the_threshold_are_reliable(folder: Path, tmp_path: Path) -
     request = small_request(tmp_path)
     run(request)
     output = Output(tmp_path / "out.zarr")
-    p99 = np.sort(block_p99(output.job(), Ledger(output.path, "", output.job().plan.grid)))
+    job = output.job()
+    ledger = Ledger(output.path, "", job.plan.grid)
+    p99 = np.sort(of_blocks("p99", job, ledger))
     assert len(p99) == 4 and p99[0] < p99[1] and p99.max() <= 31.875 / 255
     found = reliability(output, float(p99[0] + p99[1]) / 2)
     assert (found.blocks, found.share) == (4, 0.25) and str(found).startswith("reliable: 25% of 4 blocks")
+    assert found.good == (of_blocks("mean", job, ledger) < GOOD).mean()
 
 
 def test_the_report_of_restored_sections_shows_the_input_under_them(folder: Path, tmp_path: Path) -> None:

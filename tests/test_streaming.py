@@ -41,7 +41,7 @@ def streamed(net: SlabNet, features: Tensor, noise: Tensor, t: Tensor, gap: Tens
         cut = HALO[1] - margin
         return x[0, ..., cut:-cut, cut:-cut].transpose(0, 1)
 
-    given, grain = around(features, streaming.FEATURES_MARGIN), around(noise, streaming.NOISE_MARGIN)
+    given, grain = around(features, streaming.features_margin(net)), around(noise, streaming.NOISE_MARGIN)
     result, (halo, reach) = torch.empty(2, *CORE), (net.HALO[0], net.DEEP // 2)
     for planes, mean, fine, coarse in net.stream(lambda planes: given[planes], t, gap, step):
         needed = slice(planes.start + halo - reach, planes.stop + halo + reach)

@@ -169,9 +169,9 @@ def test_state_has_three_layers_side_by_side_in_one_space(folder: Path) -> None:
         ]
     assert state["position"] == [71, 20, 33]
     assert {a: round(s * 1e9, 6) for a, (s, _) in state["dimensions"].items()} == {"x": 10, "y": 10, "z": 10}
-    low, high = json.loads((folder / "out.zarr" / "zarr.json").read_text())["attributes"]["emdvol"]["greys"].values()
+    greys = json.loads((folder / "out.zarr" / "zarr.json").read_text())["attributes"]["emdvol"]["greys"]
     for layer in state["layers"][:2]:
-        assert f"range=[{low:g}, {high:g}]" in layer["shader"]
+        assert f"range=[{greys['low']:g}, {greys['high']:g}]" in layer["shader"]
 
 
 def test_both_channels_are_for_shaders(folder: Path) -> None:

@@ -16,7 +16,11 @@ from emdiffuse_vol.cli.plan import print_plan
 @settings_options
 @click.option("--adapt", metavar="TIME", help="First adapt the weights to INPUT for so long: 90s, 10m, 1h.")
 @click.option("--executor", help="local, dask, scheduler, slurm, or none.  [default: local]")
-@click.option("--workers", type=int, help="Networks that run at once.  [default: 1, or one per GPU with dask]")
+@click.option(
+    "--workers",
+    type=int,
+    help="Networks that run at once.  [default: as cores and memory allow, or one per GPU with dask]",
+)
 @click.option("--scheduler", metavar="ADDRESS", help="Workers of a dask scheduler that runs: tcp://host:8786.")
 @click.option("--cluster", metavar="FILE", help="JSON file of SLURM jobs to start as workers.")
 @click.option("--patience", type=float, metavar="MINUTES", help="Stop after so long without a worker.  [default: 30]")

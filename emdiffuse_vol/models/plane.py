@@ -15,4 +15,3 @@ class PlaneNet(slab.SlabNet):
     """``width`` channels at half resolution, ``deep`` at a quarter."""
 
     DEEP = 1
-    HALO = (0, *slab.HALO[1:])

@@ -17,11 +17,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emdiffuse_vol.models.pointwise import Pointwise
+
 CELL = 2  # pixels of the input along each axis that become channels
 
 
 def _conv(cin: int, cout: int, kernel: int, zero: bool = False) -> nn.Conv2d:
-    conv = nn.Conv2d(cin, cout, kernel, padding=kernel // 2)
+    conv = Pointwise(cin, cout) if kernel == 1 else nn.Conv2d(cin, cout, kernel, padding=kernel // 2)
     if zero:
         nn.init.zeros_(conv.weight)
     assert conv.bias is not None

@@ -103,12 +103,13 @@ class SlabNet(nn.Module):
     """The default network. ``width`` channels at half resolution, ``deep`` at a quarter."""
 
     DEEP = 3  # planes that a convolution spans
-    HALO = HALO
     # Held at the peak: of each plane that is streamed at once, and of the core; measured by benchmarks/memory.py.
     BYTES_PER_PIXEL, BYTES_PER_VOXEL = 900, 0
 
     def __init__(self, width: int = 32, deep: int = 96, blocks: int = 2) -> None:
         super().__init__()
+        side = -(-(14 + 8 * blocks) // STRIDE[1]) * STRIDE[1]
+        self.HALO = (self.DEEP // 2 * (2 + blocks), side, side)
         self.embed = nn.Sequential(nn.Linear(8, EMBED), nn.SiLU(), nn.Linear(EMBED, EMBED), nn.SiLU())
         self.inp = _conv(20, width, (1, 3, 3))
         self.enter = Block(width, self.DEEP)

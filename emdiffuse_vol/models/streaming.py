@@ -11,28 +11,35 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emdiffuse_vol.models.pointwise import pointwise
+
 if TYPE_CHECKING:
     from emdiffuse_vol.models.slab import Block, SlabNet
 
-# Pixels beyond the core, on each side, that features and noise are needed of.
-FEATURES_MARGIN, NOISE_MARGIN = 30, 8
+NOISE_MARGIN = 8  # pixels beyond the core, on each side, that noise is needed of
 
 Features = Callable[[slice], Tensor]  # planes of a tile -> [z, 5, y, x]
 Planes = Iterator[tuple[slice, Tensor, Tensor, Tensor]]
 Gates = tuple[Tensor, Tensor]
 
 
+def features_margin(net: SlabNet) -> int:
+    """Pixels beyond the core, on each side, that features are needed of."""
+    return 14 + 8 * len(net.middle)
+
+
 def trunk(net: SlabNet, features: Features, t: Tensor, gap: float | Tensor, step: int) -> Planes:
     """What is known after each ``step`` planes of the tile: which planes of the core, their mean [z, 1, y, x], and fine
     [z, c, y / 2 + 2, x / 2 + 2] and coarse [z, c, y / 4 + 2, x / 4 + 2] features.
 
-    features: of the core grown by the network's halo in z and ``FEATURES_MARGIN`` in y and x; t, gap: of all these
+    features: of the core grown by the network's halo in z and :func:`features_margin` in y and x; t, gap: of all these
     planes, as in :meth:`SlabNet.trunk`.
     """
     embedding = net.embedding(t, gap)
@@ -43,9 +50,9 @@ def trunk(net: SlabNet, features: Features, t: Tensor, gap: float | Tensor, step
     done = 0
     for start in range(0, len(t), step):
         given = features(slice(start, start + step))
-        linear.push(_crop(given[:, :1], FEATURES_MARGIN))
+        linear.push(_crop(given[:, :1], features_margin(net)))
         h = enter(_convolve(F.pixel_unshuffle(given, 2), net.inp))
-        skipped.push(_crop(h, 9))
+        skipped.push(_crop(h, 1 + 4 * len(middle)))
         coarse = _convolve(h, net.down)
         for block in middle:
             coarse = block(coarse)
@@ -131,6 +138,8 @@ def _double(x: Tensor) -> Tensor:
 
 def _convolve(x: Tensor, conv: nn.Conv3d) -> Tensor:
     """Without padding: [z, c, y, x] -> fewer planes and pixels, by what the kernel reaches."""
+    if prod(conv.kernel_size) == 1:
+        return pointwise(x, conv)
     depth = conv.kernel_size[0]
     if depth > 1:
         x = torch.cat([x[k : len(x) - depth + 1 + k] for k in range(depth)], dim=1)

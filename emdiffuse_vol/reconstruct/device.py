@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,20 @@ class Device:
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.name.split(":")[0], torch.bfloat16)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around a network. On a CPU one thread runs it: sums, and the last bits of some functions, depend on how many
+        threads share them, and a run may be continued with other numbers of cores. Several networks at once
+        (``--workers``) use the cores at least as well."""
+        threads = torch.get_num_threads()
+        if self.name == "cpu":
+            torch.set_num_threads(1)
+        try:
+            with torch.inference_mode(), self.autocast():
+                yield
+        finally:
+            torch.set_num_threads(threads)
 
     @property
     def step(self) -> int:

@@ -75,7 +75,7 @@ class SlabPredictor:
     def __call__(self, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
         (tile,) = tiles
         core = self.tiling.core
-        with torch.inference_mode(), self.device.autocast():
+        with self.device.running():
             mean, members = self.device.empty(core), self.device.empty((self.members, *core))
             for planes, best, gates in self.evaluate(self.device.put(tile.sections), tile):
                 mean[planes] = best
@@ -90,7 +90,8 @@ class SlabPredictor:
         [z, y, x], and gates."""
         put = self.device.put
         index, t, gaps = put(tile.index - below), put(tile.t), put(self.mode.gaps(tile.box))
-        cut = slice(self.net.HALO[1] - streaming.FEATURES_MARGIN, streaming.FEATURES_MARGIN - self.net.HALO[1])
+        edge = self.net.HALO[1] - streaming.features_margin(self.net)
+        cut = slice(edge, -edge or None)
         near = sections[None, :, cut, cut]
 
         def features(planes: slice) -> Tensor:
@@ -110,7 +111,7 @@ class SlabPredictor:
 
     def flops(self) -> int:
         (z, y, x), depth = self.tiling.core, self.tiling.shape[0]
-        margin, edge = 2 * streaming.FEATURES_MARGIN, 2 * streaming.NOISE_MARGIN
+        margin, edge = 2 * streaming.features_margin(self.net), 2 * streaming.NOISE_MARGIN
 
         def run(net: slab.SlabNet) -> None:
             features = torch.empty(depth, 5, y + margin, x + margin)
@@ -181,7 +182,7 @@ class SectionPredictor:
     def __call__(self, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
         (tile,) = tiles
         device = self.restore.device
-        with torch.inference_mode(), device.autocast():
+        with device.running():
             mean, members = self.restore(device.put(tile.sections), tile.box)
         core = Box.of(self.tiling.core).shift(self.tiling.halo).slices()
         return mean[core][None], members[(slice(None), *core)][None]
@@ -229,7 +230,7 @@ class ChainPredictor:
         scales = device.put(np.array([self.scales[int(n)] for n in spans], np.float32))[:, None, None]
         on = torch.from_numpy(np.flatnonzero(tile.t[planes] == 0))
         number = torch.from_numpy(tile.index[planes] - context)[on]
-        with torch.inference_mode(), device.autocast():
+        with device.running():
             whole, drawn = self.restore(device.put(tile.sections), box)
             sections = whole[inner].contiguous()
             mean, members = device.empty(core.shape), device.empty((self.members, *core.shape))
@@ -300,7 +301,7 @@ class PlanePredictor:
             return result.float()
 
         members = self.device.empty((len(tiles), self.members, *self.tiling.shape))
-        with torch.inference_mode(), self.device.autocast():
+        with self.device.running():
             for k in range(self.members):
 
                 def noise(step: int, member: int = k) -> Tensor:

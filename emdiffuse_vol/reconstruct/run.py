@@ -9,7 +9,7 @@ Running the same request again continues it. Nothing is written before ``prepare
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from emdiffuse_vol import __version__
 from emdiffuse_vol.diffusion.samplers import ALIASES, SAMPLERS
 from emdiffuse_vol.diffusion.schedules import published_misfit
 from emdiffuse_vol.errors import ConfigError, OutputError
-from emdiffuse_vol.executors import AHEAD, EXECUTORS, Executor, visible_gpus
+from emdiffuse_vol.executors import AHEAD, EXECUTORS, Executor, available_cores, visible_gpus
 from emdiffuse_vol.geometry.boxes import Box
 from emdiffuse_vol.models.checkpoints import Weights
 from emdiffuse_vol.models.slab import SlabNet
@@ -36,6 +36,7 @@ from emdiffuse_vol.reconstruct.output import Output
 from emdiffuse_vol.reconstruct.plan import Plan, plan_blocks
 from emdiffuse_vol.reconstruct.predict import Predictor
 from emdiffuse_vol.reconstruct.predictors import Sampling, build_predictor, span_scales
+from emdiffuse_vol.reconstruct.resources import available_memory
 from emdiffuse_vol.reconstruct.source import resolve_damaged
 from emdiffuse_vol.reconstruct.stages import choose_stages
 from emdiffuse_vol.reconstruct.tuning import settle
@@ -89,6 +90,15 @@ class Prepared:
         networks = (self.request.workers or 1) if executor_of(self.request) == "local" else 1
         base = BASE_BYTES if self.job.device == "cpu" else CUDA_BASE_BYTES
         return int(base + networks * (self.predictor.memory() + sums) + (networks + AHEAD) * held)
+
+    def with_workers(self) -> Prepared:
+        """As many networks as there are cores, blocks, and half of the free memory for them."""
+        free = available_memory()
+        for number in range(min(available_cores(), len(self.plan)), 1, -1):
+            several = replace(self, request=replace(self.request, workers=number))
+            if free is not None and several.memory_bytes < free / 2:
+                return several
+        return replace(self, request=replace(self.request, workers=1))
 
     @property
     def memory_bytes(self) -> int:
@@ -218,6 +228,8 @@ def prepare_volume(request: Request, volume: Volume) -> Prepared:
         section_greys=(even.gains, even.offsets),
     )
     prepared = Prepared(request, stack, weights, first, predictor, plan, job)
+    if executor == "local" and request.workers is None and here.name == "cpu":
+        prepared = prepared.with_workers()
     if executor == "slurm" and request.cluster:
         needed, given = request.cluster.workers * prepared.process_bytes, request.cluster.memory_bytes
         if needed > given:
@@ -307,7 +319,7 @@ def reconstruct(request: Request, notify: Notify = lambda progress: None, *, ret
     output.open_or_create(prepared, request.overwrite)
     if output.sealed or executor_of(request) == NONE:
         return output
-    executor = make_executor(request)
+    executor = make_executor(prepared.request)
     try:
         patience = request.patience * 60
         complete(

@@ -93,8 +93,7 @@ def measure(weights: Weights, setting: Setting, device: str, members: int = 4) -
     below, t = mode.axial.locate(np.arange(box.start[0], box.stop[0]))
     greys = np.random.default_rng(0).standard_normal(needed.shape, dtype=np.float32)
     tile = Tile(box, greys, below - needed.start[0], t)
-    threads = max(1, available_cores() // setting.workers)
-    with ThreadPoolExecutor(setting.workers, initializer=torch.set_num_threads, initargs=(threads,)) as networks:
+    with ThreadPoolExecutor(setting.workers) as networks:
         if device != "cpu":  # kernels are loaded when they are first used
             networks.submit(predictor, [tile]).result()
         started = time.perf_counter()

@@ -197,7 +197,8 @@ def _open(job: Job, permits: int, threads: int | None) -> Context:
     first = _weights(job.first_weights, job.first_weights_sha256) if job.first_weights else None
     sampling = Sampling(job.members, job.seed, job.sampler, job.steps, job.tile)
     predictor = build_predictor(weights, first, plan.mode, sampling, Device(job.device, job.precision))
-    networks = ThreadPoolExecutor(permits, thread_name_prefix=THREAD, initializer=_set_threads, initargs=(threads,))
+    one = 1 if job.device == "cpu" else threads  # as ``Device.running`` has it
+    networks = ThreadPoolExecutor(permits, thread_name_prefix=THREAD, initializer=_set_threads, initargs=(one,))
     return Context(job, plan, predictor, threading.Semaphore(permits + AHEAD), networks, bytes_read())
 
 

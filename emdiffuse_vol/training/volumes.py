@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from emdiffuse_vol.geometry.boxes import reflect
 from emdiffuse_vol.metrics.interpolation import linear
-from emdiffuse_vol.models.slab import HALO, STRIDE, SlabNet, slab_features
+from emdiffuse_vol.models.slab import STRIDE, SlabNet, slab_features
 
 FloatArray = NDArray[np.float32]
 STRIP = 64  # rows computed at a time where a whole volume is
@@ -85,7 +85,7 @@ def predict_volume(
 ) -> tuple[FloatArray, FloatArray]:
     """A small stack [s, y, x] -> mean [z, y, x] and members [k, z, y, x], mirrored at its faces. Measured planes are
     not copied in. For stacks in memory; what users run is ``reconstruct``."""
-    depth, (_, height, width), (deep, halo, _) = (len(sections) - 1) * factor + 1, sections.shape, HALO
+    depth, (_, height, width), (deep, halo, _) = (len(sections) - 1) * factor + 1, sections.shape, net.HALO
     device = next(net.parameters()).device
     planes = torch.arange(-deep, depth + deep, device=device)
     first, last = -deep // factor - 1, (depth + deep) // factor + 2  # sections, context among them
