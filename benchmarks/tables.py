@@ -429,6 +429,41 @@ def conversion() -> str:
     return "\n".join([*lines, "", about])
 
 
+def chain() -> str:
+    report = json.loads((RESULTS / "chain.json").read_text())
+    lines = [
+        "| noise | | PSNR of sections, dB | coverage | PSNR between, dB | coverage |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        held = [f"{row[key]:.1%}" if key in row else "" for key in ("coverage_sections", "coverage_between")]
+        cells = [
+            row["noise"],
+            row["method"],
+            f"{row['psnr_sections']:.2f}",
+            held[0],
+            f"{row['psnr_between']:.2f}",
+            held[1],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Every {report['factor']}th section of fib25_val. {measured_on(report)}"])
+
+
+def reliability() -> str:
+    report = json.loads((RESULTS / "reliability.json").read_text())
+    units = {"noise": "noise x{:g}", "spacing": "sections {:g} nm apart"}
+    lines = [
+        "| | PSNR, dB | poor blocks | flagged: 99th percentile | flagged: expected error |",
+        "|---|---|---|---|---|",
+    ]
+    for row in report["conditions"]:
+        shares = " | ".join(f"{row[key]:.0%}" for key in ("poor", "flagged_published", "flagged_ours"))
+        lines.append(f"| {units[row['kind']].format(row['level'])} | {row['psnr']:.1f} | {shares} |")
+    ranks = [f"{report[f'rank_correlation_of_{field}_and_error']:.2f}" for field in ("p99", "mean")]
+    about = f"Rank correlation with the error of a block: {ranks[0]} for the 99th percentile, {ranks[1]} for the mean."
+    return "\n".join([*lines, "", f"{about} {report['weights']}, {report['machine']}."])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "isotropic": isotropic,
     **{f"models:x{factor}": partial(models_at, factor) for factor in (4, 5, 6, 8, 10)},
@@ -437,6 +472,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "restoration:denoising": partial(restoration, "denoising"),
     "restoration:resolution": partial(restoration, "resolution"),
     "restoration:pairs": restoration_pairs,
+    "chain": chain,
+    "reliability": reliability,
     "segmentation": segmentation,
     "conversion": conversion,
     "adapting": adapting,
