@@ -141,8 +141,7 @@ class Restorer:
     def __call__(self, sections: Tensor, box: Box) -> tuple[Tensor, Tensor]:
         """sections: [s, y, x], those of ``box`` and ``context`` more on either side; box: of the output, z counting
         sections -> mean [z, y, x], members [k, z, y, x]."""
-        mean = torch.empty(box.shape, device=sections.device)
-        members = torch.empty((self.members, *box.shape), device=sections.device)
+        mean, members = self.device.empty(box.shape), self.device.empty((self.members, *box.shape))
         window = 2 * self.net.context + 1
         for z in range(box.shape[0]):  # a section at a time stays in the cache
             best, features = self.net.trunk(sections[None, z : z + window])
@@ -163,6 +162,11 @@ class Restorer:
                 net.spread(features, torch.empty(1, 2, height, width))
 
         return planes * count_flops(self.net, run)
+
+    def memory(self, planes: int, height: int, width: int) -> int:
+        """Bytes held for so many, what is given back included."""
+        pixel: int = self.net.BYTES_PER_PIXEL + 4 * planes * (1 + self.members)
+        return height * width * pixel
 
 
 class SectionPredictor:
@@ -191,9 +195,7 @@ class SectionPredictor:
         return self.restore.flops(*self.tiling.shape)
 
     def memory(self) -> int:
-        planes, height, width = self.tiling.shape
-        pixel: int = self.restore.net.BYTES_PER_PIXEL + 4 * planes * (1 + self.members)
-        return height * width * pixel
+        return self.restore.memory(*self.tiling.shape)
 
 
 class ChainPredictor:
@@ -222,7 +224,7 @@ class ChainPredictor:
     def __call__(self, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
         (tile,) = tiles
         device, context, halo = self.then.device, self.mode.first.context, self.halo
-        box = self.mode.then.read_box(tile.box).grow((0, halo, halo))
+        box = self._restored(tile.box)
         inner = (slice(None), slice(halo, -halo), slice(halo, -halo))
         core = self.tiling.reach_of(tile.box)
         planes, y, x = core.slices(tile.box.start)
@@ -244,14 +246,16 @@ class ChainPredictor:
                 members[k, on] = own[number][:, y, x]
         return mean[None], members[None]
 
+    def _restored(self, box: Box) -> Box:
+        """Sections, and their pixels, that are restored for the tile whose input box this is."""
+        return self.mode.then.read_box(box).grow((0, self.halo, self.halo))
+
     def flops(self) -> int:
-        planes, height, width = self.mode.then.read_box(Box.of(self.tiling.shape)).grow((0, self.halo, self.halo)).shape
-        return self.restore.flops(planes, height, width) + self.then.flops() * (1 + self.members)
+        shape = self._restored(Box.of(self.tiling.shape)).shape
+        return self.restore.flops(*shape) + self.then.flops() * (1 + self.members)
 
     def memory(self) -> int:
-        planes, height, width = self.mode.then.read_box(Box.of(self.tiling.shape)).grow((0, self.halo, self.halo)).shape
-        restored: int = 4 * planes * (1 + self.members) + self.restore.net.BYTES_PER_PIXEL
-        return self.then.memory() + height * width * restored
+        return self.then.memory() + self.restore.memory(*self._restored(Box.of(self.tiling.shape)).shape)
 
 
 def exact_tiling(core: Triple, halo: Triple, stride: Triple, mode: Mode) -> Tiling:

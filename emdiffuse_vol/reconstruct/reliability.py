@@ -47,10 +47,14 @@ def unit_of(job: Job, dtype: str) -> float:
     return 255.0 if dtype == "uint8" else high - low
 
 
+def predicted(ledger: Ledger) -> NDArray[np.bool_]:
+    """Which blocks hold predictions, on their grid."""
+    return np.isin(ledger.state, (DONE, BRIDGED))
+
+
 def of_blocks(field: str, job: Job, ledger: Ledger) -> NDArray[np.float32]:
     """field: p99 or mean, of the uncertainty of each block that holds predictions, on the scale from 0 to 1."""
-    made = np.isin(ledger.state, (DONE, BRIDGED))
-    values: NDArray[np.float32] = ledger.read(field)[made]
+    values: NDArray[np.float32] = ledger.read(field)[predicted(ledger)]
     return values / np.float32(unit_of(job, job.input_identity["dtype"]))
 
 

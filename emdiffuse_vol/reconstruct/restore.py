@@ -20,7 +20,7 @@ from emdiffuse_vol.reconstruct.reliability import Reliability, reliability
 from emdiffuse_vol.reconstruct.run import reconstruct
 from emdiffuse_vol.stores.export import export, format_of
 from emdiffuse_vol.stores.opening import open_volume
-from emdiffuse_vol.stores.png import write_png
+from emdiffuse_vol.stores.png import check_png, write_png
 from emdiffuse_vol.stores.volume import Volume
 
 PNG = "png"
@@ -49,8 +49,8 @@ def restore(request: Request, notify: Notify = lambda progress: None) -> Restore
         if path.exists() and not request.overwrite:
             raise OutputError(f"{path} exists; choose another --out, or add --overwrite")
     volume = _open(request)
-    if format == PNG and (volume.spec.shape[0] > 1 or volume.spec.dtype not in ("uint8", "uint16")):
-        raise OutputError(f"a PNG holds one section of uint8 or uint16 and the input is more; write {mean.stem}.tif")
+    if format == PNG:
+        check_png(mean, volume.spec.shape[0], volume.spec.dtype)
     made = mean.with_name(f".{mean.name}.restoring.zarr")
     output = reconstruct(replace(request, out=str(made), voxel_size=volume.spec.voxel_size, overwrite=True), notify)
     for channel, path in enumerate((mean, uncertainty)):

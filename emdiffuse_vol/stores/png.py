@@ -61,14 +61,19 @@ def open_png(path: Path, *, voxel_size: Nanometres | None = None) -> PngVolume:
     return PngVolume(str(path), {"voxel_size": voxel_size}, spec, greys)
 
 
+def check_png(path: Path, sections: int, dtype: str) -> None:
+    """Raises OutputError for what a PNG cannot hold."""
+    if sections != 1 or dtype not in DTYPES.values():
+        raise OutputError(
+            f"a PNG holds one section of uint8 or uint16, found {sections} of {dtype}; write {path.stem}.tif"
+        )
+
+
 def write_png(path: Path, greys: NDArray[Any]) -> None:
     """greys: [1, y, x], uint8 or uint16. Raises OutputError."""
     from PIL import Image
 
-    if len(greys) != 1 or str(greys.dtype) not in DTYPES.values():
-        raise OutputError(
-            f"a PNG holds one section of uint8 or uint16, found {len(greys)} of {greys.dtype}; write {path.stem}.tif"
-        )
+    check_png(path, len(greys), str(greys.dtype))
     try:
         Image.fromarray(greys[0]).save(path)
     except OSError as error:

@@ -21,9 +21,9 @@ from emdiffuse_vol.geometry.boxes import Box, Triple
 from emdiffuse_vol.metrics.interpolation import linear_at
 from emdiffuse_vol.modes.mode import coarser
 from emdiffuse_vol.reconstruct.job import Job
-from emdiffuse_vol.reconstruct.ledger import BRIDGED, DONE, Ledger
+from emdiffuse_vol.reconstruct.ledger import Ledger
 from emdiffuse_vol.reconstruct.output import Output
-from emdiffuse_vol.reconstruct.reliability import unit_of
+from emdiffuse_vol.reconstruct.reliability import predicted, unit_of
 from emdiffuse_vol.stores.opening import open_volume
 from emdiffuse_vol.stores.sections import without_sections
 from emdiffuse_vol.stores.volume import Nanometres, Volume, read_mirrored
@@ -92,7 +92,7 @@ class Shown:
 
     def written(self) -> NDArray[np.bool_]:
         """Which blocks hold predictions, on their grid."""
-        return np.isin(self.ledger.state, (DONE, BRIDGED))
+        return predicted(self.ledger)
 
     def block_box(self, index: int) -> Box:
         return self.job.plan.write_box(index).shift(self.job.plan.offset)

@@ -19,7 +19,7 @@ from emdiffuse_vol import __version__
 from emdiffuse_vol.errors import EmdvolError, OutputError
 from emdiffuse_vol.geometry.boxes import Triple
 from emdiffuse_vol.reconstruct.ledger import BRIDGED, FAILED, SKIPPED
-from emdiffuse_vol.reconstruct.reliability import PUBLISHED
+from emdiffuse_vol.reconstruct.reliability import PUBLISHED, of_blocks
 from emdiffuse_vol.reconstruct.status import Status, read_status
 from emdiffuse_vol.stores.volume import Volume
 from emdiffuse_vol.viewing.charts import check_matplotlib
@@ -104,8 +104,7 @@ def gather(
     """All that the page says, as JSON values. voxels: sampled uncertainties on the scale from 0 to 1."""
     made, ledger = shown.made, shown.ledger
     written = shown.written()
-    p99 = ledger.read("p99")[written] / shown.unit
-    means = ledger.read("mean")[written] / shown.unit
+    p99, means = (of_blocks(field, shown.job, ledger) for field in ("p99", "mean"))
     seconds = ledger.read("seconds")[written]
     uncertainty = made["uncertainty"]
     largest = uncertainty["largest"]
